@@ -1,0 +1,51 @@
+# make book   set up .venv and build the report         make test   set up and test
+# make lab    JupyterLab on the notebooks               make lint   ruff and mypy
+# Linux without an NVIDIA GPU: `make book TORCH_INDEX=https://download.pytorch.org/whl/cpu` takes the CPU build
+# of torch (0.2 GB instead of several GB of CUDA). PIP_FIND_LINKS or UV_FIND_LINKS (a folder of wheels) is honoured.
+# Choose the report's parameters with BRAINFM_PROFILE=tiny|quick (default: quick).
+
+SHELL := /bin/bash
+PYTHON ?= python3
+TORCH_INDEX ?=
+VENV := .venv
+STAMP := $(VENV)/.brainfm-installed
+TORCH := $(shell sed -n 's/^torch==/torch==/p' constraints.txt)
+
+# Compiled modules must be kept: without them every kernel spends twice the time on imports.
+unexport PYTHONDONTWRITEBYTECODE
+export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+
+.PHONY: book test lab lint clean install
+.DEFAULT_GOAL := book
+
+install: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Python 3.11 or newer is needed; name one with: make PYTHON=python3.12"; exit 1; }
+	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check uv
+	@if [ -n "$(TORCH_INDEX)" ]; then set -x; $(VENV)/bin/uv pip install --python $(VENV)/bin/python \
+	  --index-url "$(TORCH_INDEX)" "$(TORCH)"; fi
+	UV_FIND_LINKS="$${UV_FIND_LINKS:-$${PIP_FIND_LINKS:-}}" $(VENV)/bin/uv pip install \
+	  --python $(VENV)/bin/python -c constraints.txt -e '.[dev]'
+	@touch $@
+
+book: $(STAMP)
+	$(VENV)/bin/jupyter-book build book
+
+test: $(STAMP)
+	$(VENV)/bin/python -m pytest
+
+lab: $(STAMP)
+	$(VENV)/bin/jupyter-lab --notebook-dir=notebooks
+
+lint: $(STAMP)
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+# The environment, prepared volumes and finished runs stay: they are costly. Remove .venv, store, runs by hand.
+clean:
+	rm -rf book/_build book/chapters book/_assets .pytest_cache .mypy_cache .ruff_cache
+	find brainfm_lib tests book -name __pycache__ -type d -prune -exec rm -rf {} +

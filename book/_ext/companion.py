@@ -1,0 +1,50 @@
+"""Sphinx extension of the book: notebooks first, through papermill; then pages that need nothing from the network."""
+
+import atexit
+import sys
+from pathlib import Path
+from typing import Any
+
+from sphinx.application import Sphinx
+from sphinx.errors import ExtensionError
+from sphinx.util import logging
+
+from brainfm_lib import fragments, offline, report
+from brainfm_lib.errors import InputError
+
+log = logging.getLogger(__name__)
+
+
+def setup(app: Sphinx) -> dict[str, Any]:
+    book = Path(app.srcdir)
+    try:
+        report.bring_up_to_date(book.parent)
+        fragments.write_all(book.parent)
+    except (InputError, report.ReportError) as problem:
+        raise _refusal(str(problem)) from None
+    offline.copy_assets(book / "_assets", book / "_ext")
+    app.add_css_file("companion.css")
+    app.connect("html-page-context", choose_scripts, priority=900)
+    app.connect("build-finished", check_pages)
+    return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}
+
+
+def choose_scripts(app: Sphinx, pagename: str, templatename: str, context: dict[str, Any], doctree: Any) -> None:
+    """Leave out thebe (it loads itself from the network); add plotly.js where a page draws with it."""
+    if "Plotly.newPlot" in context.get("body", ""):
+        app.add_js_file(offline.PLOTLY, priority=150)
+    context["script_files"][:] = [file for file in context["script_files"] if "thebe" not in str(file)]
+
+
+def check_pages(app: Sphinx, exception: Exception | None) -> None:
+    """Refuse a report that would fetch anything from the network."""
+    if exception is not None or app.builder.format != "html":
+        return
+    for page, addresses in offline.external_addresses(Path(app.outdir)).items():
+        raise _refusal(f"{page} would load {', '.join(addresses)} from the network.")
+
+
+def _refusal(message: str) -> ExtensionError:
+    """The error, and its message once more as the last line of all: jupyter-book buries it under a traceback."""
+    atexit.register(print, f"\nThe report was not built: {message}", file=sys.stderr)
+    return ExtensionError(message)

@@ -1,0 +1,236 @@
+"""How well an arm fills in what it does not see, against predictors that know nothing but position and neighbours."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from scipy.interpolate import LinearNDInterpolator, NearestNDInterpolator
+from torch import Tensor
+
+from brainfm_lib.analysis.spectrum import coherence, coherence_noise_floor, radial_power
+from brainfm_lib.data.augment import zscore
+from brainfm_lib.features import autocast, best_device
+from brainfm_lib.masking import Mask, partition_masks
+from brainfm_lib.models import Jepa, MaskedAutoencoder
+from brainfm_lib.pretrain import PretrainConfig, initial_model, stream
+from brainfm_lib.tokens import gather, mosaic, patch_grid, patchify, scatter, unpatchify
+
+READOUT_PENALTY = 1e-3
+
+
+@dataclass(frozen=True)
+class ReconstructionData:
+    """Volumes for one evaluation, each (·, D, H, W) float32 in [0, 1].
+
+    Attributes:
+        train: Volumes of training subjects: position means and the linear read-out come from them.
+        heldout: Volumes of other subjects, on which everything is reported.
+        scans: One row per held-out volume with ``scan_uid``, ``subject_id``, ``contrast``.
+    """
+
+    train: np.ndarray
+    heldout: np.ndarray
+    scans: pd.DataFrame
+
+
+def load_trained(config: PretrainConfig, run_folder: Path) -> MaskedAutoencoder | Jepa:
+    """The whole trained model of a run, decoder or predictor included."""
+    from safetensors.torch import load_file
+
+    model = initial_model(config)
+    model.load_state_dict(load_file(run_folder / "model.safetensors"))
+    return model.eval()
+
+
+def interpolate_residual(
+    visible: np.ndarray, residual: np.ndarray, grid: tuple[int, int, int], patch: int
+) -> np.ndarray:
+    """Spread token-wise residuals over all voxels, linearly between the centres of visible tokens.
+
+    Args:
+        visible: (V,) token positions.
+        residual: (V, n) mean residual of each visible token, for n volumes.
+        grid: Patch grid (d, h, w).
+        patch: Patch size in voxels.
+
+    Returns:
+        (D, H, W, n) float32; outside the convex hull of the centres the nearest one counts.
+    """
+    centres = (np.stack(np.unravel_index(visible, grid), axis=1) + 0.5) * patch - 0.5
+    axes = [np.arange(n * patch, dtype=float) for n in grid]
+    points = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1)
+    nearest = NearestNDInterpolator(centres, residual)(points)
+    if len(visible) < 5 or any(np.ptp(centres, axis=0) == 0):
+        return nearest.astype(np.float32)
+    linear = LinearNDInterpolator(centres, residual)(points)
+    return np.where(np.isnan(linear), nearest, linear).astype(np.float32)
+
+
+def fit_readout(model: Jepa, volumes: Tensor, batch_size: int) -> tuple[Tensor, Tensor]:
+    """Ridge regression from target latents (E) to the voxels of their patch (P³), over all tokens of `volumes`.
+
+    JEPA has no decoder; this linear one shows what its latents say about voxels. Returns weights (E, P³) and bias (P³).
+    """
+    size = model.encoder.config
+    n = size.embed_dim + 1
+    gram = torch.zeros(n, n, dtype=torch.float64)
+    moment = torch.zeros(n, size.patch_size**3, dtype=torch.float64)
+    for batch in volumes.split(batch_size):
+        latents = model.targets(batch).flatten(0, 1)
+        rows = torch.cat([latents, torch.ones_like(latents[:, :1])], dim=1).double().cpu()
+        gram += rows.T @ rows
+        moment += rows.T @ patchify(batch, size.patch_size).flatten(0, 1).double().cpu()
+    penalty = READOUT_PENALTY * gram.diagonal().mean() * torch.eye(n, dtype=torch.float64)
+    penalty[-1, -1] = 0.0
+    solution = torch.linalg.solve(gram + penalty, moment).float().to(volumes.device)
+    return solution[:-1], solution[-1]
+
+
+@torch.inference_mode()
+def evaluate_reconstruction(
+    model: MaskedAutoencoder | Jepa,
+    config: PretrainConfig,
+    data: ReconstructionData,
+    *,
+    examples: int,
+    batch_size: int,
+    device: torch.device,
+) -> dict[str, Any]:
+    """Reconstruct every held-out volume under masks whose visible sets partition the tokens.
+
+    Returns:
+        ``errors``: a row per volume with the mean squared error over hidden brain voxels (z-scored units) of the model
+        and of both trivial predictors, averaged over the passes. ``spectra``: radial power of target, pure prediction
+        and mosaic, and their signed coherence with the target, per frequency (cycles/mm). ``latents`` (JEPA only): the
+        squared error of predicted latents and of the per-position mean latent, per volume. ``examples``:
+        (examples, 4, D, H, W): target, visible part, mosaic of the first pass, difference.
+    """
+    model = model.to(device).eval()
+    patch = config.objective.encoder.patch_size
+    train = zscore(torch.from_numpy(data.train).unsqueeze(1).to(device))
+    heldout = zscore(torch.from_numpy(data.heldout).unsqueeze(1).to(device))
+    brain = torch.from_numpy(data.heldout > 0).unsqueeze(1).to(device)
+    grid = patch_grid(heldout.shape, patch)
+    n_tokens = grid[0] * grid[1] * grid[2]
+    masks = partition_masks(n_tokens, config.mask.ratio, generator=stream("cpu", config.seed, "partition"))
+    masks = [Mask(mask.visible.to(device), mask.hidden.to(device)) for mask in masks]
+    position_mean = train.mean(0, keepdim=True)
+
+    with autocast(device):
+        readout = fit_readout(model, train, batch_size) if isinstance(model, Jepa) else None
+        latent_mean = (
+            torch.stack([model.targets(b).sum(0) for b in train.split(batch_size)]).sum(0) / len(train)
+            if isinstance(model, Jepa)
+            else None
+        )
+
+    squared = torch.zeros(3, len(heldout), device=device)  # model, position mean, mean + interpolated residual
+    weight = torch.zeros(len(heldout), device=device)
+    latent = torch.zeros(2, len(heldout), device=device)
+    pure = torch.zeros_like(heldout)
+    first: Tensor | None = None
+    brain_tokens = patchify(brain.float(), patch)
+    target_tokens = patchify(heldout, patch)
+    mean_tokens = patchify(position_mean, patch).expand(len(heldout), -1, -1)
+    residual_tokens = target_tokens - mean_tokens
+    for mask in masks:
+        shared = mask.expand(len(heldout))
+        parts = []
+        for start in range(0, len(heldout), batch_size):
+            rows = slice(start, start + batch_size)
+            piece = Mask(shared.visible[rows], shared.hidden[rows])
+            with autocast(device):
+                output = model(heldout[rows], piece)
+            if isinstance(model, Jepa):
+                assert readout is not None and latent_mean is not None
+                predicted = output.predicted.float()
+                expected = latent_mean[mask.hidden[0]]
+                latent[0, rows] += (predicted - output.target).square().mean((1, 2))
+                latent[1, rows] += (expected - output.target).square().mean((1, 2))
+                parts.append(predicted @ readout[0] + readout[1])
+            else:
+                parts.append(output.float())
+        predicted = torch.cat(parts)
+        seen = mask.visible[0]
+        spread = interpolate_residual(
+            seen.cpu().numpy(), residual_tokens[:, seen].mean(-1).T.cpu().numpy(), grid, patch
+        )
+        interpolated = mean_tokens + patchify(
+            torch.from_numpy(spread).permute(3, 0, 1, 2).unsqueeze(1).to(device), patch
+        )
+        counted = gather(brain_tokens, shared.hidden)
+        truth = gather(target_tokens, shared.hidden)
+        for row, guess in enumerate(
+            (predicted, gather(mean_tokens, shared.hidden), gather(interpolated, shared.hidden))
+        ):
+            squared[row] += ((guess - truth).square() * counted).sum((1, 2))
+        weight += counted.sum((1, 2))
+        pure += unpatchify(scatter(torch.zeros_like(target_tokens), shared.hidden, predicted), grid, patch)
+        if first is None:
+            first = mosaic(heldout, predicted, shared, patch)
+    assert first is not None
+    pure /= len(masks) - 1
+    squared /= weight.clamp_min(1)
+    errors = (
+        data.scans[["scan_uid", "subject_id", "contrast"]]
+        .reset_index(drop=True)
+        .assign(
+            model=squared[0].cpu().numpy(),
+            position_mean=squared[1].cpu().numpy(),
+            interpolation=squared[2].cpu().numpy(),
+        )
+    )
+    if isinstance(model, Jepa):
+        passes = len(masks)
+        errors = errors.assign(
+            latent=(latent[0] / passes).cpu().numpy(), latent_position_mean=(latent[1] / passes).cpu().numpy()
+        )
+    shown = slice(0, examples)
+    unseen = masks[0].hidden.expand(len(target_tokens[shown]), -1)
+    blank = torch.full_like(gather(target_tokens[shown], unseen), float("nan"))
+    visible = unpatchify(scatter(target_tokens[shown], unseen, blank), grid, patch)
+    pictures = torch.cat([heldout[shown], visible, first[shown], first[shown] - heldout[shown]], dim=1)
+    return {
+        "errors": errors,
+        "spectra": spectra_table(heldout, pure, first, config.geometry.spacing),
+        "examples": pictures.cpu().numpy().astype(np.float16),
+    }
+
+
+def spectra_table(target: Tensor, pure: Tensor, mosaicked: Tensor, spacing: float) -> pd.DataFrame:
+    """Radial power of target, pure prediction and mosaic (B, 1, D, H, W), and coherence with the target, per shell."""
+    frequency, power = radial_power(target, spacing)
+    columns: dict[str, Any] = {"frequency": frequency, "power_target": power.mean(0)}
+    for name, volumes in (("prediction", pure), ("mosaic", mosaicked)):
+        columns[f"power_{name}"] = radial_power(volumes, spacing)[1].mean(0)
+        columns[f"coherence_{name}"] = coherence(volumes, target, spacing)[1]
+    columns["noise_floor"] = coherence_noise_floor(target.shape, spacing)[1]
+    return pd.DataFrame({name: np.asarray(values) for name, values in columns.items()})
+
+
+def make_reconstruction(
+    config: PretrainConfig,
+    run_folder: Path,
+    data: Callable[[], ReconstructionData],
+    *,
+    examples: int,
+    batch_size: int,
+    cpu: bool = False,
+) -> Callable[[Path], dict[str, Any]]:
+    """What `runs.ensure` calls."""
+
+    def make(folder: Path) -> dict[str, Any]:
+        device = best_device(cpu=cpu)
+        result = evaluate_reconstruction(
+            load_trained(config, run_folder), config, data(), examples=examples, batch_size=batch_size, device=device
+        )
+        result["errors"].to_parquet(folder / "errors.parquet")
+        result["spectra"].to_parquet(folder / "spectra.parquet")
+        np.save(folder / "examples.npy", result["examples"], allow_pickle=False)
+        return {"device": device.type}
+
+    return make

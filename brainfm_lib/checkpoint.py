@@ -1,0 +1,84 @@
+"""Training state on disk: safetensors, JSON and Parquet, under a temporary name until whole. Nothing is pickled."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from brainfm_lib.identity import write_atomic
+
+
+def save_checkpoint(
+    folder: Path,
+    step: int,
+    model: nn.Module,
+    optimiser: torch.optim.Optimizer,
+    history: list[dict[str, float]],
+    **state: Any,
+) -> None:
+    """Write ``checkpoint-<step>/`` into `folder` and drop older ones.
+
+    Args:
+        folder: Of the run.
+        step: Steps done.
+        model: Its whole state is kept.
+        optimiser: The moments of every parameter are kept, by the parameter's name.
+        history: Rows of the metrics so far.
+        state: Whatever else must survive, as JSON.
+    """
+    from safetensors.torch import save_file
+
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    moments = {
+        f"{names[id(parameter)]}|{entry}": torch.as_tensor(value).cpu().contiguous()
+        for parameter, entries in optimiser.state.items()
+        for entry, value in entries.items()
+    }
+    target = folder / f"checkpoint-{step:08d}"
+    if target.exists():
+        return
+    with write_atomic(target) as temporary:
+        temporary.mkdir()
+        save_file(host_state(model), temporary / "model.safetensors")
+        save_file(moments, temporary / "optimiser.safetensors")
+        pd.DataFrame(history).to_parquet(temporary / "metrics.parquet")
+        (temporary / "state.json").write_text(json.dumps({"step": step, **state}))
+    for old in checkpoints(folder):
+        if old != target:
+            shutil.rmtree(old)
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """Checkpoints in `folder`, oldest first."""
+    return sorted(folder.glob("checkpoint-*"))
+
+
+def load_checkpoint(
+    folder: Path, model: nn.Module, optimiser: torch.optim.Optimizer
+) -> tuple[list[dict[str, float]], dict[str, Any]] | None:
+    """Put the newest checkpoint of `folder` into `model` and `optimiser`; return its history and state, or None."""
+    from safetensors.torch import load_file
+
+    found = checkpoints(folder)
+    if not found:
+        return None
+    newest = found[-1]
+    model.load_state_dict(load_file(newest / "model.safetensors"))
+    parameters = dict(model.named_parameters())
+    for key, value in load_file(newest / "optimiser.safetensors").items():
+        name, _, entry = key.rpartition("|")
+        parameter = parameters[name]
+        on_device = entry != "step" or optimiser.defaults["fused"]
+        optimiser.state[parameter][entry] = value.to(parameter.device) if on_device else value
+    rows = pd.read_parquet(newest / "metrics.parquet").to_dict("records")
+    history = [{str(name): value for name, value in row.items() if pd.notna(value)} for row in rows]
+    return history, json.loads((newest / "state.json").read_text())
+
+
+def host_state(model: nn.Module) -> dict[str, Tensor]:
+    """The model's tensors, contiguous, on the host."""
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}

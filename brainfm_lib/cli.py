@@ -1,0 +1,124 @@
+"""The command line: check and prepare data, pretrain, and look after runs."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from brainfm_lib.errors import InputError
+
+app = typer.Typer(help="Masked and predictive pretraining on 3D brain MRI.", no_args_is_help=True, add_completion=False)
+runs_app = typer.Typer(help="Finished runs: list, show, rm.", no_args_is_help=True)
+app.add_typer(runs_app, name="runs")
+
+ManifestOption = Annotated[Path | None, typer.Option("--manifest", help="Data manifest; default the project's.")]
+ProfileOption = Annotated[str, typer.Option(help="tiny, quick, reference, paper, or a YAML file.")]
+
+
+def main() -> None:
+    """Entry point of ``brainfm``. Status 2 after input that cannot be used, 130 after Ctrl-C."""
+    try:
+        app()
+    except InputError as error:
+        print(f"brainfm: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        print("brainfm: interrupted; what was done is kept, the same command goes on from there.", file=sys.stderr)
+        raise SystemExit(130) from None
+
+
+@app.command()
+def check(manifest: ManifestOption = None) -> None:
+    """Say what of the manifest is present, valid and free of leaks; nothing is written."""
+    from brainfm_lib.data.prepare import check as check_data
+
+    findings = check_data(manifest)
+    for finding in findings:
+        print(f"{finding.level:<7} {finding.where}: {finding.sentence}")
+    errors = sum(finding.level == "error" for finding in findings)
+    if errors:
+        raise InputError(
+            f"{errors} finding{'s' if errors > 1 else ''} above must be mended before these data are used."
+        )
+
+
+@app.command()
+def prepare(manifest: ManifestOption = None, profile: ProfileOption = "quick") -> None:
+    """Bring every cohort that is present onto the profile's grid, once."""
+    from brainfm_lib.study import Study
+
+    study = Study(profile, manifest)
+    refused = []
+    for name in study.manifest.available_cohorts():
+        try:
+            print(f"{name}: {len(study.volumes(name))} volumes ready")
+        except InputError as error:
+            refused.append(error)
+            print(f"brainfm: {error}", file=sys.stderr)
+    if refused:
+        raise InputError(
+            f"{len(refused)} cohort{'s' if len(refused) > 1 else ''} could not be prepared whole, see above."
+        )
+
+
+@app.command()
+def pretrain(
+    profile: ProfileOption = "quick",
+    objective: Annotated[str, typer.Option(help="mae, sl-mae, jepa, vcr-jepa, or all.")] = "all",
+    manifest: ManifestOption = None,
+    seed: Annotated[int, typer.Option(help="Seed of weights, order, masks and augmentation.")] = 0,
+    minutes: Annotated[float | None, typer.Option(help="Fit steps to this budget, preparation included.")] = None,
+    cpu: Annotated[bool, typer.Option(help="Stay on the CPU.")] = False,
+) -> None:
+    """Pretrain the arms and leave finished runs; the same command again goes on where it was stopped."""
+    from brainfm_lib.budget import pretrain_within
+    from brainfm_lib.study import Study
+
+    if minutes is not None:
+        pretrain_within(minutes, profile, objective, manifest, seed, cpu=cpu)
+        return
+    study = Study(profile, manifest, seed, objective, cpu=cpu)
+    for arm in study.arms:
+        run = study.run(f"pretrain:{arm}")
+        print(f"{arm}: {run.id}")
+
+
+@runs_app.command("list")
+def list_all() -> None:
+    """One line a finished run: identifier, arm, when, how long, device."""
+    from brainfm_lib.runs import list_runs
+
+    for run in list_runs():
+        p = run.provenance
+        arm = run.settings.get("objective", {}).get("arm", "") if run.kind == "pretrain" else ""
+        origin = "shipped" if run.shipped else "local"
+        print(
+            f"{run.id:<28} {arm:<10} {p['finished']}  {p['wall_seconds']:>8.1f} s  {p.get('device', '-'):<5} {origin}"
+        )
+
+
+@runs_app.command()
+def show(name: Annotated[str, typer.Argument(help="Identifier, or its beginning.")]) -> None:
+    """Configuration, provenance and files of a run."""
+    import yaml
+
+    from brainfm_lib.runs import get_run
+
+    run = get_run(name)
+    print(yaml.safe_dump({"provenance": run.provenance, "settings": run.settings}, sort_keys=False), end="")
+    for file in sorted(path for path in run.path.rglob("*") if path.is_file()):
+        print(f"{file.stat().st_size:>12,}  {file.relative_to(run.path)}")
+
+
+@runs_app.command()
+def rm(names: Annotated[list[str], typer.Argument(help="Identifiers, or their beginnings.")]) -> None:
+    """Delete runs that were made here."""
+    from brainfm_lib.runs import remove_run
+
+    for name in names:
+        print(f"removed {remove_run(name).id}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,164 @@
+"""Profiles: one typed, validated description of an experiment, made of the small dataclasses beside models and losses."""
+
+import dataclasses
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from brainfm_lib.data.augment import AugmentConfig
+from brainfm_lib.data.geometry import Geometry
+from brainfm_lib.errors import InputError
+from brainfm_lib.losses.spectral import SpectralConfig
+from brainfm_lib.losses.vcr import VcrConfig
+from brainfm_lib.models import JepaConfig, MaeConfig, VisionTransformerConfig
+from brainfm_lib.objectives import ARMS, objective_config
+from brainfm_lib.pretrain import MaskConfig, OptimiserConfig, PretrainConfig
+from brainfm_lib.probes import FinetuneConfig
+
+PROFILES = Path(__file__).parent / "profiles"
+
+
+@dataclass(frozen=True)
+class SubjectCaps:
+    """Most subjects to take of a cohort; None takes all that the manifest offers."""
+
+    pretraining: int | None = None
+    downstream: int | None = None
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """How finished encoders are looked at.
+
+    Attributes:
+        reconstruction_volumes: Held-out volumes on which errors and spectra are measured.
+        example_volumes: Held-out volumes shown in pictures.
+        latent_volumes: Held-out volumes for latent covariance.
+        readout_volumes: Training volumes for the linear read-out from latents to voxels.
+        bootstrap_draws, permutations: Of intervals and permutation tests.
+        finetune_tasks: Tasks on which short fine-tuning is run as well.
+        batch_size: Volumes a forward pass.
+    """
+
+    reconstruction_volumes: int = 64
+    example_volumes: int = 3
+    latent_volumes: int = 256
+    readout_volumes: int = 128
+    bootstrap_draws: int = 2000
+    permutations: int = 2000
+    finetune_tasks: tuple[str, ...] = ("ad",)
+    batch_size: int = 32
+
+
+@dataclass(frozen=True)
+class Profile:
+    """An experiment: sizes, schedules and weights shared by all arms."""
+
+    geometry: Geometry
+    subjects: SubjectCaps = field(default_factory=SubjectCaps)
+    encoder: VisionTransformerConfig = field(default_factory=VisionTransformerConfig)
+    mae: MaeConfig = field(default_factory=MaeConfig)
+    jepa: JepaConfig = field(default_factory=JepaConfig)
+    spectral: SpectralConfig = field(default_factory=SpectralConfig)
+    vcr: VcrConfig = field(default_factory=VcrConfig)
+    mask: MaskConfig = field(default_factory=MaskConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
+    finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    arm_lr: Mapping[str, float] = field(default_factory=dict)
+
+    def pretraining(self, arm: str, seed: int) -> PretrainConfig:
+        """The pretraining run of `arm`: what the arm does not use is not in it."""
+        if arm not in ARMS:
+            raise InputError(f"There is no arm {arm!r}: choose among {', '.join(ARMS)}.")
+        objective = objective_config(
+            arm, encoder=self.encoder, mae=self.mae, jepa=self.jepa, spectral=self.spectral, vcr=self.vcr
+        )
+        optimiser = dataclasses.replace(self.optimiser, lr=self.arm_lr.get(arm, self.optimiser.lr))
+        return PretrainConfig(objective, self.geometry, self.mask, self.augment, optimiser, seed)
+
+
+def load_profile(name: str, overrides: Mapping[str, Any] | None = None) -> Profile:
+    """Read a profile of the library (``tiny``, ``quick``, ``reference``, ``paper``) or a YAML file of your own.
+
+    Args:
+        name: Name of a profile, or path of a YAML file.
+        overrides: Values to change, by dotted name: ``{"optimiser.steps": 200, "spectral.weight": 0.1}``.
+
+    Raises:
+        InputError: No such profile, an unknown name, or a value of the wrong type.
+    """
+    file = PROFILES / f"{name}.yaml" if (PROFILES / f"{name}.yaml").is_file() else Path(name)
+    if not file.is_file():
+        known = ", ".join(sorted(path.stem for path in PROFILES.glob("*.yaml")))
+        raise InputError(f"There is no profile {name!r}: choose among {known}, or give the path of a YAML file.")
+    try:
+        values = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{file.name} is not YAML ({' '.join(str(error).split())}).") from error
+    for dotted, value in (overrides or {}).items():
+        *path, last = str(dotted).split(".")
+        place = values
+        for part in path:
+            place = place.setdefault(part, {})
+            if not isinstance(place, dict):
+                raise InputError(f"The override {dotted!r} reaches into {part!r}, which is a plain value.")
+        place[last] = value
+    return build(Profile, values, f"profile {name}")
+
+
+def build(cls: type, values: Any, where: str) -> Any:
+    """Make the dataclass `cls` of plain YAML values; every name and type is checked.
+
+    Raises:
+        InputError: Names the place, what stands there and what may stand there.
+    """
+    if not isinstance(values, Mapping):
+        raise InputError(f"{where} must be a mapping of names to values, not {values!r}.")
+    fields = {f.name: f for f in dataclasses.fields(cls)}
+    unknown = [str(name) for name in values if name not in fields]
+    if unknown:
+        raise InputError(f"{where} has no {unknown[0]!r}: its names are {', '.join(fields)}.")
+    hints = typing.get_type_hints(cls)
+    made = {name: _convert(hints[name], value, f"{where}: {name}") for name, value in values.items()}
+    try:
+        return cls(**made)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{where}: {error}.") from error
+
+
+def _convert(hint: Any, value: Any, where: str) -> Any:
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (types.UnionType, typing.Union):
+        if value is None:
+            return None
+        return _convert(next(a for a in arguments if a is not type(None)), value, where)
+    if dataclasses.is_dataclass(hint):
+        return build(typing.cast(type, hint), value, where)
+    if origin is tuple:
+        if not isinstance(value, (list, tuple)):
+            raise InputError(f"{where} must be a list, not {value!r}.")
+        kinds = [arguments[0]] * len(value) if arguments[-1] is Ellipsis else list(arguments)
+        if len(kinds) != len(value):
+            raise InputError(f"{where} must hold {len(kinds)} values, not {len(value)}.")
+        return tuple(_convert(kind, item, where) for kind, item in zip(kinds, value, strict=True))
+    if isinstance(hint, type) and not isinstance(hint, types.GenericAlias) and hint is not Mapping and origin is None:
+        if hint is float and isinstance(value, int) and not isinstance(value, bool):
+            return float(value)
+        if hint is float and isinstance(value, str):  # YAML reads 5e-4 as text
+            try:
+                return float(value)
+            except ValueError:
+                pass
+        if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
+            raise InputError(f"{where} must be {hint.__name__}, not {value!r}.")
+        return value
+    if isinstance(value, Mapping):
+        return {str(name): _convert(arguments[1], item, f"{where}.{name}") for name, item in value.items()}
+    raise InputError(f"{where} must be a mapping of names to values, not {value!r}.")

@@ -1,0 +1,124 @@
+"""Anatomical scans of a BIDS folder, found by a small walker that knows where they lie."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import pandas as pd
+
+from brainfm_lib.data.tables import STANDARD, read_table, tidy
+from brainfm_lib.errors import InputError
+
+CONTRASTS = {
+    "T1w": "T1w",
+    "T2w": "T2w",
+    "FLAIR": "FLAIR",
+    "PDw": "PDw",
+    "PD": "PDw",
+    "T2starw": "T2star",
+    "T2star": "T2star",
+    "inplaneT1": "T1w",
+    "inplaneT2": "T2w",
+}
+NAME = re.compile(r"(?P<entities>sub-[^_]+(?:_[A-Za-z]+-[^_]+)*)_(?P<suffix>[A-Za-z0-9]+)\.nii(?:\.gz)?")
+
+
+def bids_scans(root: Path, cohort: str, suffixes: Mapping[str, str]) -> pd.DataFrame:
+    """Scans under ``sub-*/[ses-*/]anat/``, joined with participants.tsv and the sessions.tsv of each subject.
+
+    A T1w file with a ``ce-`` entity (contrast agent) has the contrast T1c. ``derivatives/`` is left alone.
+
+    Args:
+        root: The BIDS folder.
+        cohort: Name that the scans' identifiers start with.
+        suffixes: File suffixes beyond `CONTRASTS`, with their contrasts.
+
+    Returns:
+        The standard columns (path absolute) and every column of the joined tables as text.
+
+    Raises:
+        InputError: No such folder, no scans in it, or a table that cannot be joined.
+    """
+    if not root.is_dir():
+        raise InputError(f"The folder {root} of cohort {cohort} does not exist: mend the root or the variable in it.")
+    contrasts = {**CONTRASTS, **suffixes}
+    rows, sessions = [], []
+    for subject in _folders(root, "sub-"):
+        table = subject / f"{subject.name}_sessions.tsv"
+        if table.is_file():
+            sessions.append(_keyed(table, "session_id", "ses-").assign(subject_id=subject.name))
+        for place in [subject, *_folders(subject, "ses-")]:
+            session = place.name if place is not subject else ""
+            for file in _files(place / "anat"):
+                match = NAME.fullmatch(file.name)
+                if match is None or match["suffix"] not in contrasts:
+                    continue
+                contrast = contrasts[match["suffix"]]
+                agent = contrast == "T1w" and "_ce-" in match["entities"]
+                rows.append(
+                    {
+                        "subject_id": subject.name,
+                        "scan_uid": f"{cohort}/{match['entities']}_{match['suffix']}",
+                        "session": session,
+                        "contrast": "T1c" if agent else contrast,
+                        "path": str(file),
+                    }
+                )
+    if not rows:
+        raise InputError(
+            f"{root} holds no file sub-*/[ses-*/]anat/*_SUFFIX.nii[.gz] with SUFFIX among {', '.join(contrasts)}: "
+            f"point the root of cohort {cohort} at a BIDS folder."
+        )
+    scans = pd.DataFrame(rows)
+    again = scans["scan_uid"].duplicated()
+    if again.any():
+        file = scans["path"][again].iloc[0]
+        raise InputError(f"{file} is there twice, as .nii and .nii.gz: remove one of the two.")
+    participants = root / "participants.tsv"
+    if participants.is_file():
+        people = _keyed(participants, "participant_id", "sub-").rename(columns={"participant_id": "subject_id"})
+        scans = _join(scans, people, ["subject_id"])
+    if sessions:
+        visits = pd.concat(sessions, ignore_index=True).rename(columns={"session_id": "session"})
+        scans = _join(scans, visits.fillna(""), ["subject_id", "session"])
+    return tidy(scans)
+
+
+def _folders(parent: Path, prefix: str) -> list[Path]:
+    with os.scandir(parent) as entries:
+        return sorted(Path(e.path) for e in entries if e.name.startswith(prefix) and e.is_dir())
+
+
+def _files(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        return []
+    with os.scandir(folder) as entries:
+        return sorted(Path(e.path) for e in entries if e.is_file())
+
+
+def _keyed(path: Path, key: str, prefix: str) -> pd.DataFrame:
+    """Read a table whose `key` column names each row once, written with or without its BIDS prefix."""
+    table = read_table(path)
+    if key not in table:
+        raise InputError(f"{path} has no column {key!r}: its columns are {', '.join(table.columns)}.")
+    table[key] = [value if value.startswith(prefix) else prefix + value for value in table[key]]
+    again = table.index[table[key].duplicated()]
+    if len(again):
+        raise InputError(f"{path}, row {again[0] + 2}: {table[key][again[0]]} has a row already: keep one of them.")
+    return table
+
+
+def _join(scans: pd.DataFrame, table: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
+    """Add the table's columns by `keys`; where both have one, the table's wins unless it is empty."""
+    fixed = set(STANDARD) - {"site", "age", "sex"} - set(keys)
+    table = table[[name for name in table.columns if name not in fixed]]
+    joined = scans.merge(table, on=keys, how="left", suffixes=("_before", ""), validate="many_to_one")
+    for name in table.columns:
+        joined[name] = joined[name].fillna("")
+        if f"{name}_before" in joined:
+            before = joined.pop(f"{name}_before")
+            joined[name] = joined[name].where(joined[name] != "", before)
+    return joined

@@ -1,0 +1,316 @@
+"""`data_manifest.yaml`, the one file that says which scans there are and what is asked of them, as typed objects."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from brainfm_lib.errors import InputError
+from brainfm_lib.paths import MANIFEST_NAME, project_root
+
+VARIABLE = re.compile(r"\$\{(\w+)\}|\$(\w+)")
+OTHER = "*"
+
+
+class _Settings(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class _CohortSettings(_Settings):
+    """What every cohort has.
+
+    Attributes:
+        title: The name that a reader sees.
+        licence: Licence or agreement under which the data may be used.
+        access: How to get the data.
+        contrasts: Contrasts to keep; None keeps all.
+    """
+
+    title: str = ""
+    licence: str = ""
+    access: str = ""
+    contrasts: tuple[str, ...] | None = None
+
+
+class PhantomCohort(_CohortSettings):
+    """A simulated cohort; `spec` holds the fields of `phantom.PhantomSpec`."""
+
+    kind: Literal["phantom"]
+    spec: dict[str, Any] = {}
+
+
+class BidsCohort(_CohortSettings):
+    """A BIDS folder. `suffixes` adds file suffixes and their contrasts; `ingest` overrides `IngestSettings`."""
+
+    kind: Literal["bids"]
+    root: str
+    suffixes: dict[str, str] = {}
+    ingest: dict[str, Any] = {}
+
+
+class TableCohort(_CohortSettings):
+    """A CSV or TSV table with one row a scan.
+
+    Attributes:
+        root: Folder to which the paths in the table are relative; default: the table's own.
+        table: The table's path, relative to `root`, or to the manifest where there is no root.
+        columns: Standard name (path, subject_id, scan_uid, session, contrast, site, age, sex) to the table's own.
+        contrast: Contrast of all scans, where the table has no such column.
+        ingest: Overrides of `IngestSettings`.
+    """
+
+    kind: Literal["table"]
+    table: str
+    root: str | None = None
+    columns: dict[str, str] = {}
+    contrast: str | None = None
+    ingest: dict[str, Any] = {}
+
+
+CohortSettings = PhantomCohort | BidsCohort | TableCohort
+KINDS: dict[str, type[_CohortSettings]] = {"phantom": PhantomCohort, "bids": BidsCohort, "table": TableCohort}
+
+
+class SplitFiles(_Settings):
+    """Official splits: CSV files with the columns `subject_id, scan_uid`."""
+
+    train: str
+    test: str
+    val: str | None = None
+
+
+class TaskSettings(_Settings):
+    """One classification task.
+
+    Attributes:
+        cohort: The cohort whose scans are classified.
+        label: Column of the cohort's scans that holds the raw label.
+        mapping: Raw label to class number, or to null to leave such scans out; ``*: null`` leaves out all others.
+        classes: Names of classes 0, 1, ...
+        title: The name that a reader sees.
+        contrasts: Contrasts used; None uses all.
+        splits: Official split files, if there are any.
+    """
+
+    cohort: str
+    label: str
+    mapping: dict[str, int | None]
+    classes: tuple[str, ...]
+    title: str = ""
+    contrasts: tuple[str, ...] | None = None
+    splits: SplitFiles | None = None
+
+    @field_validator("mapping", mode="before")
+    @classmethod
+    def _text_keys(cls, mapping: Any) -> Any:
+        if not isinstance(mapping, dict):
+            return mapping
+        if any(isinstance(key, bool) for key in mapping):
+            raise ValueError("YAML reads a bare yes, no, on or off as true or false: put that label in quotes")
+        return {str(key): value for key, value in mapping.items()}
+
+    @model_validator(mode="after")
+    def _classes_match(self) -> TaskSettings:
+        numbers = sorted({number for number in self.mapping.values() if number is not None})
+        if len(self.classes) < 2 or numbers != list(range(len(self.classes))):
+            raise ValueError(
+                f"mapping gives the class numbers {numbers}, but classes names {len(self.classes)}: "
+                "number two or more classes 0, 1, ... and name each"
+            )
+        if self.mapping.get(OTHER) is not None:
+            raise ValueError(f"'{OTHER}' can only be mapped to null")
+        return self
+
+
+class Manifest(_Settings):
+    """The manifest.
+
+    Attributes:
+        version: Of this file format.
+        pretraining: Cohorts that encoders are pretrained on.
+        transductive: Permit pretraining on validation and test subjects of tasks (reported wherever it matters).
+        cohorts: By name.
+        tasks: By name.
+    """
+
+    version: Literal[1]
+    pretraining: tuple[str, ...] = ()
+    transductive: bool = False
+    cohorts: dict[str, Annotated[CohortSettings, Field(discriminator="kind")]]
+    tasks: dict[str, TaskSettings] = {}
+    _path: Path = PrivateAttr(default=Path(MANIFEST_NAME))
+
+    @field_validator("cohorts")
+    @classmethod
+    def _plain_names(cls, cohorts: dict[str, CohortSettings]) -> dict[str, CohortSettings]:
+        for name in cohorts:
+            if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+                raise ValueError(f"the cohort name {name!r} may only hold letters, digits, '-', '_' and '.'")
+        return cohorts
+
+    @model_validator(mode="after")
+    def _known_cohorts(self) -> Manifest:
+        wanted = [("pretraining", name) for name in self.pretraining]
+        wanted += [(f"task {task}", settings.cohort) for task, settings in self.tasks.items()]
+        for where, name in wanted:
+            if name not in self.cohorts:
+                raise ValueError(
+                    f"{where} names the cohort {name!r}, which is not among {', '.join(self.cohorts) or 'none'}"
+                )
+        return self
+
+    @property
+    def path(self) -> Path:
+        """The file it was read from."""
+        return self._path
+
+    def cohort(self, name: str) -> CohortSettings:
+        """Settings of the cohort `name`; InputError if there is none."""
+        return _pick(self.cohorts, name, "cohort", self.path)
+
+    def task(self, name: str) -> TaskSettings:
+        """Settings of the task `name`; InputError if there is none."""
+        return _pick(self.tasks, name, "task", self.path)
+
+    def missing(self) -> dict[str, str]:
+        """Cohorts that are absent because a variable in their paths is not set, with that reason."""
+        reasons = {}
+        for name, cohort in self.cohorts.items():
+            texts = [getattr(cohort, key, None) or "" for key in ("root", "table")]
+            unset = [variable for text in texts for variable in _unset(text)]
+            if unset:
+                reasons[name] = f"{unset[0]} is not set (point it at the cohort's folder)"
+        return reasons
+
+    def available_cohorts(self) -> list[str]:
+        """Cohorts whose variables are all set."""
+        missing = self.missing()
+        return [name for name in self.cohorts if name not in missing]
+
+    def available_tasks(self) -> list[str]:
+        """Tasks whose cohort is available, in the manifest's order."""
+        missing = self.missing()
+        return [name for name, task in self.tasks.items() if task.cohort not in missing]
+
+    def skipped_tasks(self) -> dict[str, str]:
+        """Tasks over absent cohorts, with the reason."""
+        missing = self.missing()
+        return {
+            name: f"cohort {task.cohort}: {missing[task.cohort]}"
+            for name, task in self.tasks.items()
+            if task.cohort in missing
+        }
+
+    def resolve(self, text: str, folder: Path | None = None) -> Path:
+        """Expand variables and ``~`` in a path; a relative one starts at `folder`, by default the manifest's.
+
+        Raises:
+            InputError: A variable is not set.
+        """
+        unset = _unset(text)
+        if unset:
+            raise InputError(
+                f"{self.path.name}: {text} needs the variable {unset[0]}: set it to the folder of the data."
+            )
+        expanded = VARIABLE.sub(lambda match: os.environ[match[1] or match[2]], text)
+        return (folder or self.path.parent) / Path(expanded).expanduser()
+
+
+def load_manifest(path: str | Path | None = None) -> Manifest:
+    """Read a manifest; by default the project's `data_manifest.yaml`.
+
+    Args:
+        path: YAML file; a relative path that is not found from the working directory starts at the project's root.
+
+    Raises:
+        InputError: The file is missing, is not YAML, or holds an unknown key or a wrong value.
+    """
+    file = Path(path).expanduser() if path is not None else project_root() / MANIFEST_NAME
+    if not file.is_absolute() and not file.is_file():
+        file = project_root() / file
+    try:
+        content = yaml.load(file.read_text(encoding="utf-8-sig"), Loader=_StrictLoader)
+    except FileNotFoundError:
+        raise InputError(f"There is no manifest {file}: check the path or copy the shipped {MANIFEST_NAME}.") from None
+    except (OSError, UnicodeDecodeError, RecursionError) as error:
+        raise InputError(f"The manifest {file} cannot be read ({error}): save it as a UTF-8 text file.") from error
+    except yaml.YAMLError as error:
+        raise InputError(
+            f"The manifest {file} is not valid YAML ({' '.join(str(error).split())}): mend that line."
+        ) from error
+    if not isinstance(content, dict):
+        raise InputError(f"The manifest {file} must hold keys and values, such as 'version: 1'.")
+    try:
+        manifest = Manifest.model_validate(content)
+    except ValidationError as error:
+        raise InputError(f"The manifest {file}: {one_sentence(error, content)}.") from error
+    manifest._path = file.resolve()
+    return manifest
+
+
+def one_sentence(error: ValidationError, content: Any = None) -> str:
+    """Flatten a validation error: the first problem with its key path and the keys that exist there."""
+    problems = error.errors(include_url=False)
+    first = problems[0]
+    place = [str(part) for part in first["loc"] if not (str(part) in KINDS and len(first["loc"]) > 3)]
+    key = ".".join(place)
+    if first["type"] == "extra_forbidden":
+        known = ", ".join(_keys_at(place, content))
+        text = f"unknown key '{key}'" + (f": the keys there are {known}" if known else "")
+    else:
+        message = first["msg"].removeprefix("Value error, ")
+        given = first.get("input")
+        shown = f" (it is {given!r})" if isinstance(given, str | int | float | bool) else ""
+        text = (f"'{key}': " if key else "") + message[:1].lower() + message[1:].rstrip(".") + shown
+    more = len(problems) - 1
+    return text + (f" (and {more} more problem{'s' if more > 1 else ''})" if more else "")
+
+
+def _keys_at(place: list[str], content: Any) -> Iterable[str]:
+    model: type[BaseModel] | None = None
+    if len(place) == 1:
+        model = Manifest
+    elif place[0] == "tasks":
+        model = TaskSettings if len(place) == 3 else SplitFiles
+    elif place[0] == "cohorts" and len(place) == 3 and isinstance(content, dict):
+        model = KINDS.get(content["cohorts"][place[1]].get("kind"))
+    return model.model_fields if model else ()
+
+
+def _pick(table: dict[str, Any], name: str, what: str, path: Path) -> Any:
+    if name not in table:
+        raise InputError(f"{path.name} has no {what} {name!r}: it has {', '.join(table) or 'none'}.")
+    return table[name]
+
+
+def _unset(text: str) -> list[str]:
+    return [match[1] or match[2] for match in VARIABLE.finditer(text) if not os.environ.get(match[1] or match[2])]
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """The safe loader, which also refuses a key given twice: plain YAML silently keeps the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key_node, _ in node.value:
+            if isinstance(key_node, yaml.ScalarNode) and key_node.tag != "tag:yaml.org,2002:merge":
+                if key_node.value in seen:
+                    raise yaml.constructor.ConstructorError(
+                        None, None, f"the key {key_node.value!r} is given twice", key_node.start_mark
+                    )
+                seen.add(key_node.value)
+        return super().construct_mapping(node, deep=deep)

@@ -1,0 +1,141 @@
+"""Tables of scans and subjects as people keep them: CSV or TSV, with or without a byte-order mark."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import pandas as pd
+
+from brainfm_lib.errors import InputError
+
+STANDARD = ("subject_id", "scan_uid", "session", "contrast", "site", "age", "sex", "path")
+UNKNOWN = {"", "n/a", "na", "nan", "none", "null"}
+
+
+def read_table(path: Path) -> pd.DataFrame:
+    """Read a CSV or TSV file as text; unknown values (n/a, NaN, none ...) become the empty string.
+
+    Raises:
+        InputError: The file is missing, empty, not UTF-8, or has rows of unequal length or columns of one name.
+    """
+    separator = "\t" if path.suffix.lower() in (".tsv", ".txt") else ","
+    try:
+        raw = pd.read_csv(
+            path,
+            sep=separator,
+            dtype=str,
+            header=None,
+            keep_default_na=False,
+            encoding="utf-8-sig",
+            skipinitialspace=True,
+        )
+    except FileNotFoundError:
+        raise InputError(f"The table {path} does not exist: check the manifest's path.") from None
+    except pd.errors.EmptyDataError:
+        raise InputError(f"The table {path} is empty: it needs a header row and a row for each scan.") from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"The table {path} is not UTF-8 text (byte {error.start}): save it as UTF-8.") from error
+    except (pd.errors.ParserError, OSError) as error:
+        raise InputError(f"The table {path} cannot be read ({' '.join(str(error).split())}): mend it.") from error
+    names = [str(name).strip() for name in raw.iloc[0]]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise InputError(f"The table {path} has the column {twice[0]!r} twice: rename one of them.")
+    table = raw.iloc[1:].reset_index(drop=True)
+    table.columns = pd.Index(names)
+    for name in names:
+        values = table[name].fillna("").str.strip()
+        table[name] = values.where(~values.str.lower().isin(UNKNOWN), "")
+    return table
+
+
+def pick_columns(table: pd.DataFrame, columns: Mapping[str, str], path: Path) -> pd.DataFrame:
+    """Give the table's own columns their standard names.
+
+    Args:
+        table: As `read_table` gives it.
+        columns: Standard name to the table's own name.
+        path: Named in errors.
+
+    Raises:
+        InputError: A standard name or a column that does not exist.
+    """
+    for standard, own in columns.items():
+        if standard not in STANDARD:
+            raise InputError(
+                f"The manifest's columns for {path.name} name {standard!r}: the names are {', '.join(STANDARD)}."
+            )
+        if own not in table.columns:
+            raise InputError(f"{path} has no column {own!r}: its columns are {', '.join(table.columns)}.")
+    taken = table.rename(columns={name: f"{name} (as given)" for name in columns if name in table.columns})
+    for standard, own in columns.items():
+        taken[standard] = table[own]
+    return taken
+
+
+def tidy(table: pd.DataFrame) -> pd.DataFrame:
+    """Complete the standard columns: sex as M, F or empty, age in years as a number, order as in `STANDARD`."""
+    table = table.copy()
+    if "sex" not in table:
+        table["sex"] = table.get("gender", "")
+    for name in ("session", "site"):
+        if name not in table:
+            table[name] = ""
+    initial = table["sex"].astype(str).str.strip().str.upper().str[:1]
+    table["sex"] = initial.where(initial.isin(["M", "F"]), "")
+    age = table["age"].astype(str).str.extract(r"^0*(\d+(?:\.\d*)?|\.\d+)", expand=False) if "age" in table else None
+    table["age"] = pd.to_numeric(age, errors="coerce") if age is not None else float("nan")
+    rest = [name for name in table.columns if name not in STANDARD]
+    return table[[*STANDARD, *rest]].reset_index(drop=True)
+
+
+def table_scans(path: Path, root: Path, cohort: str, columns: Mapping[str, str], contrast: str | None) -> pd.DataFrame:
+    """Scans of a table with one row each.
+
+    Args:
+        path: The table.
+        root: Folder to which its paths are relative.
+        cohort: Name that the scans' identifiers start with.
+        columns: Standard names to the table's own.
+        contrast: Contrast of all scans, where there is no such column.
+
+    Returns:
+        The columns of `STANDARD` (path absolute) and every other column as text.
+
+    Raises:
+        InputError: A column is missing, a row names no subject or a file that is not there, or two rows one scan.
+    """
+    table = pick_columns(read_table(path), columns, path)
+    if contrast is not None:
+        table["contrast"] = contrast
+    for needed in ("path", "subject_id", "contrast"):
+        if needed not in table:
+            cure = " or give 'contrast: T1w' in the manifest" if needed == "contrast" else ""
+            raise InputError(
+                f"{path} has no column {needed!r}: name it under 'columns' in the manifest{cure} "
+                f"(its columns are {', '.join(table.columns)})."
+            )
+        blank = table.index[table[needed] == ""]
+        if len(blank):
+            raise InputError(f"{path}, row {blank[0] + 2}: {needed} is empty: fill it in or remove the row.")
+    files = [root / Path(text) for text in table["path"]]
+    for row, (text, file) in enumerate(zip(table["path"], files)):
+        if not Path(text).is_absolute() and ".." in Path(text).parts:
+            raise InputError(f"{path}, row {row + 2}: {text} leaves the folder {root}: give a path inside it.")
+        if file.is_dir():
+            raise InputError(
+                f"{path}, row {row + 2}: {file} is a folder: name a NIfTI file (DICOM: dcm2niix -z y -o OUT {file})."
+            )
+        if not file.exists():
+            raise InputError(f"{path}, row {row + 2}: the file {file} does not exist: mend the path or remove the row.")
+    stems = [text.removesuffix(".gz").removesuffix(".nii") for text in table["path"]]
+    own = table["scan_uid"] if "scan_uid" in table else pd.Series(stems)
+    table["scan_uid"] = [f"{cohort}/{uid or stem}" for uid, stem in zip(own, stems)]
+    table["path"] = [str(file) for file in files]
+    again = table["scan_uid"].duplicated(keep=False)
+    if again.any():
+        uid = table["scan_uid"][again].iloc[0]
+        rows = " and ".join(str(row + 2) for row in table.index[table["scan_uid"] == uid])
+        raise InputError(f"{path}, rows {rows}: the scan {uid} stands there more than once: keep one row a scan.")
+    return tidy(table)

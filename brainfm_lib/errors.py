@@ -1,0 +1,9 @@
+"""The one error that is meant for the person at the keyboard."""
+
+
+class InputError(ValueError):
+    """Something that was given to us cannot be used.
+
+    The message is one sentence that says which file or row, what is wrong with it, and how to mend it.
+    The command line prints it without a traceback and exits with status 2.
+    """

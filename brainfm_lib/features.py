@@ -1,0 +1,135 @@
+"""Frozen encoders -> features: one pass over a cohort, several poolings and blocks at once."""
+
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from brainfm_lib.data.augment import zscore
+from brainfm_lib.models import VisionTransformer3d
+from brainfm_lib.pretrain import faster_precision
+from brainfm_lib.tokens import patch_grid
+
+POOLINGS = ("mean", "mean+std", "regional")
+RAW_GRID = (16, 16, 16)
+
+
+class VolumeReader(Protocol):
+    """Whatever hands out prepared volumes: `read(rows)` -> (B, D, H, W) float32 in [0, 1]."""
+
+    def __len__(self) -> int: ...  # noqa: D105
+
+    def read(self, rows: Sequence[int]) -> np.ndarray:
+        """Rows (B,) -> (B, D, H, W)."""
+
+
+def best_device(*, cpu: bool = False) -> torch.device:
+    """The accelerator of this process where there is one."""
+    if not cpu and torch.cuda.is_available():
+        return torch.device("cuda")
+    if not cpu and torch.backends.mps.is_available():
+        return torch.device("mps")
+    return torch.device("cpu")
+
+
+def autocast(device: torch.device) -> AbstractContextManager[Any]:
+    """Mixed precision where it is faster on `device`."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=faster_precision(device) == "bf16")
+
+
+def batches(volumes: VolumeReader, batch_size: int, device: torch.device) -> Iterator[Tensor]:
+    """Z-scored batches (B, 1, D, H, W) float32 on the device, in order; what every evaluation sees."""
+    for start in range(0, len(volumes), batch_size):
+        rows = range(start, min(start + batch_size, len(volumes)))
+        yield zscore(torch.from_numpy(np.ascontiguousarray(volumes.read(rows))).to(device).unsqueeze(1))
+
+
+def pool(tokens: Tensor, grid: tuple[int, int, int], pooling: str) -> Tensor:
+    """Token outputs (B, N, E) of a patch grid -> one vector a volume.
+
+    ``mean``: (B, E). ``mean+std``: (B, 2E), mean and standard deviation over tokens. ``regional``: (B, 8E), means
+    over 2 × 2 × 2 regions (overlapping by one patch where an axis is odd), so that place survives.
+    """
+    tokens = tokens.float()
+    if pooling == "mean":
+        return tokens.mean(1)
+    if pooling == "mean+std":
+        return torch.cat([tokens.mean(1), tokens.std(1)], dim=1)
+    if pooling == "regional":
+        volume = tokens.transpose(1, 2).unflatten(2, grid)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return F.adaptive_avg_pool3d(volume, tuple(min(2, n) for n in grid)).flatten(1)
+    raise ValueError(f"pooling must be one of {', '.join(POOLINGS)}, got {pooling!r}")
+
+
+@torch.inference_mode()
+def extract(
+    encoder: VisionTransformer3d,
+    volumes: VolumeReader,
+    *,
+    poolings: Sequence[str] = POOLINGS,
+    blocks: Sequence[int] | None = None,
+    batch_size: int = 32,
+    device: torch.device | str = "cpu",
+) -> dict[str, np.ndarray]:
+    """Features of every volume.
+
+    Args:
+        encoder: Frozen.
+        volumes: n prepared volumes.
+        poolings: Among `POOLINGS`.
+        blocks: Blocks to read from, 1-based; default the middle and the last one.
+        batch_size: Volumes a pass.
+        device: Where to compute.
+
+    Returns:
+        ``{"<pooling>@<block>": (n, features) float32}``.
+    """
+    device = torch.device(device)
+    encoder = encoder.to(device).eval()
+    depth = encoder.config.depth
+    blocks = sorted(set(blocks or (max(depth // 2, 1), depth)))
+    collected: dict[str, list[Tensor]] = {}
+    for batch in batches(volumes, batch_size, device):
+        grid = patch_grid(batch.shape, encoder.config.patch_size)
+        with autocast(device):
+            outputs = encoder.block_outputs(batch, blocks)
+        for block, tokens in outputs.items():
+            for pooling in poolings:
+                collected.setdefault(f"{pooling}@{block}", []).append(pool(tokens, grid, pooling).cpu())
+    return {name: torch.cat(parts).numpy() for name, parts in collected.items()}
+
+
+def raw_voxels(volumes: VolumeReader, *, batch_size: int = 64) -> dict[str, np.ndarray]:
+    """The control without any encoder: z-scored voxels averaged to at most 16³, (n, 4096) float32."""
+    parts = []
+    for batch in batches(volumes, batch_size, torch.device("cpu")):
+        size = tuple(min(a, b) for a, b in zip(RAW_GRID, batch.shape[-3:], strict=True))
+        parts.append(F.adaptive_avg_pool3d(batch, size).flatten(1))
+    return {"voxels": torch.cat(parts).numpy()}
+
+
+def make_features(
+    encoder_folder: Path | None, volumes: Callable[[], VolumeReader], *, batch_size: int, cpu: bool = False
+) -> Callable[[Path], dict[str, Any]]:
+    """What `runs.ensure` calls; without an encoder, raw voxels. Rows are those of the cohort's table."""
+
+    def make(folder: Path) -> dict[str, Any]:
+        device = best_device(cpu=cpu)
+        if encoder_folder is None:
+            features = raw_voxels(volumes())
+        else:
+            encoder = VisionTransformer3d.from_pretrained(encoder_folder)
+            features = extract(encoder, volumes(), batch_size=batch_size, device=device)
+        for name, array in features.items():
+            np.save(folder / f"{name}.npy", array, allow_pickle=False)
+        return {"device": device.type}
+
+    return make

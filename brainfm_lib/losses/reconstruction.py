@@ -1,0 +1,21 @@
+"""Reconstruction of hidden patches, the loss of MAE."""
+
+from torch import Tensor
+
+
+def reconstruction_loss(predicted: Tensor, target: Tensor, *, normalise_patches: bool = False) -> Tensor:
+    """Half the mean squared error over hidden voxels.
+
+    Args:
+        predicted: (B, K, P³), predictions at the hidden positions.
+        target: (B, K, P³), true voxels there.
+        normalise_patches: Standardise each target patch by its own mean and standard deviation
+            (He et al. 2022, not used by the paper).
+
+    Returns:
+        Scalar ``mean |x̂ - x|² / 2`` in float32.
+    """
+    predicted, target = predicted.float(), target.float()
+    if normalise_patches:
+        target = (target - target.mean(-1, keepdim=True)) / (target.var(-1, keepdim=True) + 1e-6).sqrt()
+    return (predicted - target).square().mean() / 2

@@ -1,0 +1,14 @@
+"""Encoder, and what is trained around it. Needs torch, numpy and safetensors only."""
+
+from brainfm_lib.models.jepa import Jepa, JepaConfig
+from brainfm_lib.models.mae import MaeConfig, MaskedAutoencoder
+from brainfm_lib.models.vit import VisionTransformer3d, VisionTransformerConfig
+
+__all__ = [
+    "Jepa",
+    "JepaConfig",
+    "MaeConfig",
+    "MaskedAutoencoder",
+    "VisionTransformer3d",
+    "VisionTransformerConfig",
+]

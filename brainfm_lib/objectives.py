@@ -1,0 +1,160 @@
+"""The table of arms: which model, which losses, which weights. One line an arm; everything else is shared."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from brainfm_lib.losses.prediction import prediction_loss
+from brainfm_lib.losses.reconstruction import reconstruction_loss
+from brainfm_lib.losses.spectral import SpectralConfig, spectral_loss
+from brainfm_lib.losses.vcr import VcrConfig, covariance_loss, variance_loss
+from brainfm_lib.masking import Mask
+from brainfm_lib.models import Jepa, JepaConfig, MaeConfig, MaskedAutoencoder, VisionTransformer3d
+from brainfm_lib.models.vit import VisionTransformerConfig
+from brainfm_lib.tokens import gather, mosaic, patchify
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One row of the comparison.
+
+    Attributes:
+        family: ``mae`` or ``jepa``.
+        spectral: Adds the spectral loss.
+        vcr: Adds variance-covariance regularisation.
+        title: As the report writes it.
+    """
+
+    family: str
+    title: str
+    spectral: bool = False
+    vcr: bool = False
+
+
+ARMS = {
+    "mae": Arm("mae", "MAE"),
+    "sl-mae": Arm("mae", "SL-MAE", spectral=True),
+    "jepa": Arm("jepa", "JEPA"),
+    "vcr-jepa": Arm("jepa", "VCR-JEPA", vcr=True),
+}
+CONTROL = "random-init"
+
+
+@dataclass(frozen=True)
+class ObjectiveConfig:
+    """Model and losses of one arm; what the arm does not use is None and plays no part in a run's identity."""
+
+    arm: str
+    encoder: VisionTransformerConfig
+    mae: MaeConfig | None = None
+    jepa: JepaConfig | None = None
+    spectral: SpectralConfig | None = None
+    vcr: VcrConfig | None = None
+
+
+def objective_config(
+    arm: str,
+    *,
+    encoder: VisionTransformerConfig,
+    mae: MaeConfig,
+    jepa: JepaConfig,
+    spectral: SpectralConfig,
+    vcr: VcrConfig,
+) -> ObjectiveConfig:
+    """Keep of the shared settings what `arm` uses."""
+    row = ARMS[arm]
+    return ObjectiveConfig(
+        arm,
+        encoder,
+        mae=mae if row.family == "mae" else None,
+        jepa=jepa if row.family == "jepa" else None,
+        spectral=spectral if row.spectral else None,
+        vcr=vcr if row.vcr else None,
+    )
+
+
+def build_model(config: ObjectiveConfig) -> MaskedAutoencoder | Jepa:
+    """Make the arm's model. The encoder is drawn first, so that under one seed every arm starts from the same one."""
+    encoder = VisionTransformer3d(config.encoder)
+    if config.mae is not None:
+        return MaskedAutoencoder(encoder, config.mae)
+    if config.jepa is not None:
+        return Jepa(encoder, config.jepa)
+    raise ValueError(f"arm {config.arm!r} has neither a decoder nor a predictor")
+
+
+def compute_loss(
+    model: nn.Module,
+    config: ObjectiveConfig,
+    volumes: Tensor,
+    mask: Mask,
+    *,
+    spectral_weight: float,
+    detail: bool,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Loss of one batch.
+
+    Args:
+        model: What `build_model` made, perhaps wrapped for several processes.
+        config: The arm.
+        volumes: (B, 1, D, H, W) float32, z-scored.
+        mask: Visible and hidden positions, (B, ·) each.
+        spectral_weight: λ at this step; at 0 the spectral loss is not evaluated.
+        detail: Also measure the ratio of the auxiliary to the main gradient on the predictions (costs a pass).
+
+    Returns:
+        The loss to descend, and its terms (unweighted, detached, on the device).
+    """
+    if config.mae is not None:
+        return _mae_loss(model, config, volumes, mask, spectral_weight, detail)
+    output = model(volumes, mask)
+    loss = prediction_loss(output.predicted, output.target)
+    terms = {"prediction": loss.detach()}
+    if config.vcr is not None:
+        vcr = config.vcr
+        latents = output.context.float()
+        if not vcr.context_only:
+            latents = torch.cat([latents, output.target], dim=1)
+        variance, covariance = variance_loss(latents, pooled=vcr.pooled), covariance_loss(latents)
+        loss = loss + vcr.weight * (vcr.variance * variance + vcr.covariance * covariance)
+        terms |= {"variance": variance.detach(), "covariance": covariance.detach()}
+    return loss, terms
+
+
+def _mae_loss(
+    model: nn.Module,
+    config: ObjectiveConfig,
+    volumes: Tensor,
+    mask: Mask,
+    spectral_weight: float,
+    detail: bool,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    assert config.mae is not None
+    patch_size = config.encoder.patch_size
+    predicted = model(volumes, mask).float()
+    target = gather(patchify(volumes, patch_size), mask.hidden)
+    loss = reconstruction_loss(predicted, target, normalise_patches=config.mae.normalise_patches)
+    terms = {"reconstruction": loss.detach()}
+    if config.spectral is not None and spectral_weight > 0:
+        spectral = spectral_loss(
+            mosaic(volumes, predicted, mask, patch_size),
+            volumes,
+            high_pass=config.spectral.high_pass,
+            mode=config.spectral.mode,
+        )
+        terms["spectral"] = spectral.detach()
+        if detail:
+            main = torch.autograd.grad(loss, predicted, retain_graph=True)[0].norm()
+            extra = torch.autograd.grad(spectral, predicted, retain_graph=True)[0].norm()
+            terms["gradient_ratio"] = spectral_weight * extra / main.clamp_min(1e-20)
+        loss = loss + spectral_weight * spectral
+    return loss, terms
+
+
+def describe_arm(config: ObjectiveConfig) -> dict[str, Any]:
+    """Short facts for tables: title, family, auxiliary weight."""
+    row = ARMS[config.arm]
+    weight = config.spectral.weight if config.spectral else config.vcr.weight if config.vcr else None
+    return {"arm": config.arm, "title": row.title, "family": row.family, "auxiliary_weight": weight}

@@ -1,0 +1,42 @@
+"""Where things are: everything hangs from the nearest parent folder that holds ``data_manifest.yaml``."""
+
+import os
+from pathlib import Path
+
+from brainfm_lib.errors import InputError
+
+MANIFEST_NAME = "data_manifest.yaml"
+
+
+def project_root(start: str | Path | None = None) -> Path:
+    """Return the nearest folder at or above `start` (default: the working directory) with a manifest in it.
+
+    ``BRAINFM_ROOT`` wins where it is set.
+
+    Raises:
+        InputError: No such folder.
+    """
+    if os.environ.get("BRAINFM_ROOT"):
+        return Path(os.environ["BRAINFM_ROOT"]).expanduser().resolve()
+    here = Path(start or Path.cwd()).resolve()
+    for folder in (here, *here.parents):
+        if (folder / MANIFEST_NAME).is_file():
+            return folder
+    raise InputError(
+        f"No {MANIFEST_NAME} in {here} or above it: start from inside the project, or set BRAINFM_ROOT to its folder."
+    )
+
+
+def store_dir() -> Path:
+    """Folder of the prepared volumes (``BRAINFM_STORE``, else ``store/`` under the root)."""
+    return Path(os.environ.get("BRAINFM_STORE") or project_root() / "store")
+
+
+def runs_dir() -> Path:
+    """Folder of the runs made here (``BRAINFM_RUNS``, else ``runs/`` under the root)."""
+    return Path(os.environ.get("BRAINFM_RUNS") or project_root() / "runs")
+
+
+def shipped_dir() -> Path:
+    """Read-only layer of runs that ship with the project."""
+    return project_root() / "book" / "reference"

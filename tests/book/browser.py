@@ -1,0 +1,115 @@
+"""A headless Chromium for the page tests, spoken to over its DevTools socket; it reaches no other machine."""
+
+import base64
+import json
+import os
+import shutil
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import websocket
+
+NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
+
+
+def find_chromium() -> str | None:
+    return next(filter(None, map(shutil.which, NAMES)), None)
+
+
+needs_chromium = pytest.mark.skipif(
+    find_chromium() is None, reason=f"no Chromium on the PATH (looked for {', '.join(NAMES)})"
+)
+
+
+class Browser:
+    """One tab. `errors` and `requests` gather what the page said and what it fetched since `open`."""
+
+    def __init__(self) -> None:
+        self.errors: list[str] = []
+        self.requests: list[str] = []
+        self._folder = tempfile.TemporaryDirectory(prefix="brainfm-chromium-", ignore_cleanup_errors=True)
+        command = [
+            str(find_chromium()),
+            "--headless=new",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--disable-dev-shm-usage",
+            "--host-resolver-rules=MAP * ~NOTFOUND",
+            "--remote-debugging-port=0",
+            "--remote-allow-origins=*",
+            f"--user-data-dir={self._folder.name}",
+            "about:blank",
+        ]
+        environment = {k: v for k, v in os.environ.items() if "proxy" not in k.lower()}
+        self._process = subprocess.Popen(command, stderr=subprocess.PIPE, env=environment, text=True)
+        assert self._process.stderr is not None
+        address = next(line.split(" on ")[1].strip() for line in self._process.stderr if "DevTools listening" in line)
+        self._socket = websocket.create_connection(address, timeout=60, suppress_origin=True)
+        self._next, self._session = 0, None
+        target = self.send("Target.createTarget", url="about:blank")["targetId"]
+        self._session = self.send("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+        for domain in ("Page", "Runtime", "Log", "Network"):
+            self.send(f"{domain}.enable")
+
+    def __enter__(self) -> "Browser":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._socket.close()
+        self._process.terminate()
+        self._process.wait(timeout=20)
+        self._folder.cleanup()
+
+    def send(self, method: str, **params: Any) -> dict[str, Any]:
+        """Call a DevTools method; events that come in meanwhile are noted."""
+        self._next += 1
+        message: dict[str, Any] = {"id": self._next, "method": method, "params": params}
+        if self._session:
+            message["sessionId"] = self._session
+        self._socket.send(json.dumps(message))
+        while True:
+            answer = json.loads(self._socket.recv())
+            if answer.get("id") == self._next:
+                assert "error" not in answer, answer
+                return answer.get("result", {})
+            self._note(answer)
+
+    def open(self, page: Path, *, width: int = 1440, height: int = 900, dark: bool = False) -> None:
+        """Load a page and wait until it is at rest: loaded, maths typeset."""
+        self.errors, self.requests = [], []
+        scheme = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
+        self.send("Emulation.setEmulatedMedia", features=scheme)
+        self.send("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
+        self.send("Page.navigate", url=page.resolve().as_uri())
+        self.wait_for("document.readyState === 'complete'")
+        self.evaluate("window.MathJax && MathJax.startup ? MathJax.startup.promise.then(() => true) : true")
+
+    def wait_for(self, condition: str, seconds: float = 20) -> None:
+        end = time.monotonic() + seconds
+        while not self.evaluate(condition):
+            assert time.monotonic() < end, f"never became true: {condition}"
+            time.sleep(0.1)
+
+    def evaluate(self, expression: str) -> Any:
+        answer = self.send("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
+        assert "exceptionDetails" not in answer, answer["exceptionDetails"]
+        return answer["result"].get("value")
+
+    def screenshot(self, target: Path, *, whole: bool = False) -> None:
+        data = self.send("Page.captureScreenshot", format="png", captureBeyondViewport=whole)["data"]
+        target.write_bytes(base64.b64decode(data))
+
+    def _note(self, event: dict[str, Any]) -> None:
+        method, params = event.get("method"), event.get("params", {})
+        if method == "Runtime.exceptionThrown":
+            self.errors.append(params["exceptionDetails"].get("exception", {}).get("description", "exception"))
+        elif method == "Runtime.consoleAPICalled" and params["type"] in ("error", "assert"):
+            self.errors.append(" ".join(str(a.get("value", a.get("description"))) for a in params["args"]))
+        elif method == "Log.entryAdded" and params["entry"]["level"] == "error":
+            self.errors.append(f"{params['entry']['text']} {params['entry'].get('url', '')}")
+        elif method == "Network.requestWillBeSent":
+            self.requests.append(params["request"]["url"])

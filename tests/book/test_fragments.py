@@ -1,0 +1,63 @@
+"""The headline says what the table says."""
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from brainfm_lib.fragments import write_headline
+
+
+def row(arm: str, task: str, estimate: float, low: float, high: float, **more: object) -> dict:
+    base = {"arm": arm, "task": task, "metric": "auroc", "protocol": "linear", "run": f"probe-{arm}-{task}"}
+    return {**base, "estimate": estimate, "low": low, "high": high, **more}
+
+
+def headline(rows: list[dict], tmp_path: Path, phantom: tuple[str, ...] = ("ad", "mci")) -> str:
+    write_headline(pd.DataFrame(rows), tmp_path / "_headline.md", phantom_tasks=phantom, profile="quick")
+    return (tmp_path / "_headline.md").read_text()
+
+
+CONTROL = [row("random-init", "ad", 0.55, 0.45, 0.65), row("random-init", "mci", 0.5, 0.4, 0.6)]
+
+
+def test_intervals_that_do_not_overlap_decide(tmp_path: Path) -> None:
+    text = headline([*CONTROL, row("mae", "ad", 0.8, 0.7, 0.9), row("mae", "mci", 0.3, 0.2, 0.39)], tmp_path)
+    assert text.startswith(
+        "Under a linear probe on frozen features, **mae** (on ad) beats the untrained encoder; "
+        "**mae** (on mci) falls below it (one counts where the two 95 % intervals do not overlap)."
+    )
+
+
+def test_overlapping_intervals_are_said_to_decide_nothing(tmp_path: Path) -> None:
+    text = headline([*CONTROL, row("mae", "ad", 0.7, 0.6, 0.8), row("mae", "mci", 0.5, 0.4, 0.6)], tmp_path)
+    assert "no arm beats the untrained encoder; in all 2 comparisons the evidence does not separate them" in text
+
+
+def test_paired_differences_go_before_intervals_and_adjusted_p_before_both(tmp_path: Path) -> None:
+    rows = [*CONTROL, row("mae", "ad", 0.7, 0.6, 0.8), row("sl-mae", "ad", 0.72, 0.6, 0.8)]
+    rows += [row("mae", "ad", 0.15, 0.02, 0.3, baseline="random-init", p_holm=0.2)]
+    rows += [row("sl-mae", "ad", 0.17, 0.05, 0.3, baseline="random-init", p_holm=0.01)]
+    rows += [row("sl-mae", "ad", 0.02, -0.05, 0.1, baseline="mae")]
+    text = headline(rows, tmp_path)
+    assert "**sl-mae** (on ad) beats the untrained encoder; in the other 1 comparison the evidence" in text
+    assert "no arm beats `mae`; in all 1 comparison the evidence does not separate them" in text
+    assert "| sl-mae − mae | ad | linear | `probe-sl-mae-ad` |" in text
+
+
+def test_every_number_names_its_run_and_phantoms_are_labelled(tmp_path: Path) -> None:
+    rows = [*CONTROL, row("random-init", "grade", 0.5, 0.4, 0.6, protocol="fine-tune")]
+    text = headline(rows, tmp_path, phantom=("ad", "mci"))
+    assert all(f"`{r['run']}`" in text for r in rows)
+    assert "| arm | ad (phantom) | mci (phantom) |" in text and "| arm | grade |" in text
+    assert "**Phantom results**: the scans of ad, mci are simulated" in text
+    assert "0.55 [0.45, 0.65]" in text
+
+
+def test_no_phantom_no_label(tmp_path: Path) -> None:
+    assert "hantom" not in headline(CONTROL, tmp_path, phantom=())
+
+
+def test_two_rows_for_one_thing_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="two rows for random-init, ad, linear"):
+        headline([*CONTROL, CONTROL[0]], tmp_path)

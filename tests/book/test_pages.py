@@ -1,0 +1,132 @@
+"""The book, built as a user builds it and looked at in a browser: the toy project's, and the real one's with `tiny`."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from brainfm_lib.offline import external_addresses
+from tests.book import toy
+from tests.book.browser import Browser, needs_chromium
+
+NOTEBOOKS = sorted((toy.ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
+
+
+def build(root: Path, profile: str = "quick") -> subprocess.CompletedProcess:
+    """`jupyter-book build book`, from the interpreter's own folder, with nothing of ours in the environment."""
+    jupyter_book = Path(sys.executable).with_name("jupyter-book")
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("BRAINFM_")} | {"BRAINFM_PROFILE": profile}
+    command = [str(jupyter_book), "build", "book", "-W", "-n", "--keep-going"]
+    return subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=1500)
+
+
+@pytest.fixture(scope="session")
+def toy_book(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = toy.make_toy(tmp_path_factory.mktemp("toy-book"))
+    toy.write_notebook(root, "20_pretrain", [toy.PLOTLY, toy.VIEW], {})
+    done = build(root)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return root
+
+
+@pytest.fixture(scope="session")
+def real_book(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The project itself, with profile `tiny`, in a folder of its own: every notebook is executed."""
+    if not NOTEBOOKS:
+        pytest.skip("there are no notebooks yet")
+    root = tmp_path_factory.mktemp("real-book")
+    for name in ("book", "notebooks", "data_manifest.yaml"):
+        source = toy.ROOT / name
+        ignore = shutil.ignore_patterns("_build", "_assets", "chapters", ".ipynb_checkpoints")
+        shutil.copytree(source, root / name, ignore=ignore) if source.is_dir() else shutil.copy(source, root)
+    done = build(root, "tiny")
+    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-3000:]
+    return root
+
+
+@pytest.fixture(params=["toy_book", "real_book"])
+def book(request: pytest.FixtureRequest) -> Path:
+    return request.getfixturevalue(request.param)
+
+
+def pages(root: Path) -> list[Path]:
+    html = root / "book" / "_build" / "html"
+    names = [
+        line.split(": ")[1].strip()
+        for line in (root / "book" / "_toc.yml").read_text().splitlines()
+        if "file:" in line or "root:" in line
+    ]
+    return [html / f"{name}.html" for name in names]
+
+
+def test_every_page_is_built_and_every_chapter_has_output(book: Path) -> None:
+    for page in pages(book):
+        assert page.is_file(), page
+        if page.parent.name == "chapters":
+            assert 'class="cell_output' in page.read_text(), f"{page.name} shows no output"
+
+
+def test_nothing_comes_from_the_network(book: Path) -> None:
+    assert external_addresses(book / "book" / "_build" / "html") == {}
+
+
+def test_no_error_output_and_no_local_path_on_any_page(book: Path) -> None:
+    for page in pages(book):
+        text = page.read_text()
+        assert "Traceback" not in text, page
+        assert str(book) not in text and "/tmp/" not in text, page
+
+
+def test_second_build_executes_nothing(book: Path) -> None:
+    states = sorted((book / "book" / "chapters").glob("*.state.json"))
+    before = [json.loads(state.read_text())["made"] for state in states]
+    done = build(book, "tiny" if len(states) > 2 else "quick")
+    assert done.returncode == 0 and f"{len(states)} pages, 0 to execute" in done.stdout
+    assert [json.loads(state.read_text())["made"] for state in states] == before
+
+
+def test_plotly_is_loaded_only_where_it_draws(toy_book: Path) -> None:
+    html = toy_book / "book" / "_build" / "html" / "chapters"
+    assert "plotly.min.js" in (html / "20_pretrain.html").read_text()
+    assert "plotly.min.js" not in (html / "10_data.html").read_text()
+
+
+def test_a_raising_cell_ends_the_build_and_is_named(toy_book: Path, tmp_path: Path) -> None:
+    root = shutil.copytree(toy_book, tmp_path / "broken")
+    toy.write_notebook(root, "10_data", ["1 / 0"], {})
+    done = build(root)
+    assert done.returncode != 0
+    assert (
+        "notebooks/10_data.ipynb, cell 3: ZeroDivisionError: division by zero" in done.stderr.strip().splitlines()[-1]
+    )
+
+
+@pytest.mark.browser
+@needs_chromium
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+def test_pages_in_a_browser(book: Path, dark: bool) -> None:
+    with Browser() as browser:
+        for page in pages(book):
+            browser.open(page, width=390 if dark else 1440, dark=dark)
+            assert browser.errors == [], page
+            assert [r for r in browser.requests if not r.startswith(("file:", "data:", "blob:", "about:"))] == []
+            unseen = "[...document.images].filter(i => i.complete && !i.naturalWidth).map(i => i.src)"
+            assert browser.evaluate(unseen) == [], page
+            formulas = browser.evaluate("document.querySelectorAll('.math').length")
+            assert browser.evaluate("document.querySelectorAll('.math mjx-container svg').length") >= formulas, page
+            assert browser.evaluate("document.querySelectorAll('mjx-merror').length") == 0, page
+            assert browser.evaluate("document.documentElement.scrollWidth <= window.innerWidth"), f"{page} is too wide"
+
+
+@pytest.mark.browser
+@needs_chromium
+def test_plotly_and_view_img_draw(toy_book: Path) -> None:
+    with Browser() as browser:
+        browser.open(toy_book / "book" / "_build" / "html" / "chapters" / "20_pretrain.html")
+        browser.wait_for("document.querySelectorAll('.js-plotly-plot .main-svg').length > 0")
+        inside = "document.querySelector('iframe').contentDocument"
+        browser.wait_for(f"{inside} && {inside}.querySelectorAll('canvas').length > 0")

@@ -1,0 +1,27 @@
+"""Shared by all tests: nothing a test makes lands in the project's own folders."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("OMP_NUM_THREADS", "2")
+REPOSITORY = Path(__file__).resolve().parents[1]
+SAMPLE_DATA = REPOSITORY.parent / "shared" / "data"
+
+
+@pytest.fixture(autouse=True)
+def _own_folders(tmp_path_factory, monkeypatch):
+    """Runs and prepared volumes go to a temporary folder unless a test says otherwise."""
+    if "BRAINFM_RUNS" not in os.environ:
+        monkeypatch.setenv("BRAINFM_RUNS", str(tmp_path_factory.mktemp("runs")))
+    if "BRAINFM_STORE" not in os.environ:
+        monkeypatch.setenv("BRAINFM_STORE", str(tmp_path_factory.mktemp("store")))
+
+
+@pytest.fixture
+def sample_data() -> Path:
+    """Folder of openly licensed real scans, where this checkout has it beside it."""
+    if not SAMPLE_DATA.is_dir():
+        pytest.skip("the sample data folder is not beside this checkout")
+    return SAMPLE_DATA

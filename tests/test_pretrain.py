@@ -1,0 +1,186 @@
+"""The loop: matched arms, exact resume, honest failure."""
+
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from brainfm_lib.data.geometry import Geometry
+from brainfm_lib.errors import InputError
+from brainfm_lib.losses.spectral import SpectralConfig
+from brainfm_lib.losses.vcr import VcrConfig
+from brainfm_lib.models import JepaConfig, MaeConfig, VisionTransformer3d, VisionTransformerConfig
+from brainfm_lib.objectives import ARMS, objective_config
+from brainfm_lib.optimiser import OptimiserConfig
+from brainfm_lib.pretrain import MaskConfig, PretrainConfig, Trainer, batch_rows, seconds_per_step
+
+GRID = (16, 24, 32)
+
+
+def make_config(arm="mae", **changes) -> PretrainConfig:
+    objective = objective_config(
+        arm,
+        encoder=VisionTransformerConfig(8, 48, 2, 3),
+        mae=MaeConfig(24, 1, 3),
+        jepa=JepaConfig(24, 1, 3, ema_start=0.9),
+        spectral=SpectralConfig(0.01, ramp_start=0.0, ramp_end=0.2),
+        vcr=VcrConfig(),
+    )
+    optimiser = OptimiserConfig(**{"lr": 1e-3, "batch_size": 4, "steps": 12, "precision": "fp32", **changes})
+    return PretrainConfig(objective, Geometry(GRID, 6.0), optimiser=optimiser)
+
+
+def make_volumes(n=10, seed=0) -> np.ndarray:
+    """Smooth blobs, so that there is something to predict."""
+    rng = np.random.default_rng(seed)
+    axes = np.stack(np.meshgrid(*(np.linspace(-1, 1, s) for s in GRID), indexing="ij"))
+    centres = rng.uniform(-0.4, 0.4, (n, 3, 1, 1, 1))
+    return np.exp(-4 * ((axes[None] - centres) ** 2).sum(1)).astype(np.float16)
+
+
+def train(folder, config, steps=None):
+    folder.mkdir(exist_ok=True)
+    trainer = Trainer(config, make_volumes(), make_volumes(4, seed=1), folder, cpu=True)
+    return trainer, trainer.run(progress=False)
+
+
+@pytest.mark.parametrize("arm", ARMS)
+def test_every_arm_trains_and_leaves_an_encoder(arm, tmp_path):
+    _, provenance = train(tmp_path, make_config(arm))
+    metrics = pd.read_parquet(tmp_path / "metrics.parquet")
+    assert metrics["step"].iloc[-1] == 12 and np.isfinite(metrics["loss"]).all()
+    assert metrics["heldout"].notna().any() and provenance["volumes_seen"] == 48
+    encoder = VisionTransformer3d.from_pretrained(tmp_path / "encoder")
+    assert encoder(torch.randn(1, 1, *GRID)).shape == (1, 24, 48)
+    assert not list(tmp_path.glob("checkpoint*"))
+
+
+def test_training_lowers_the_loss(tmp_path):
+    train(tmp_path, make_config(steps=150, batch_size=8, lr=3e-3))
+    metrics = pd.read_parquet(tmp_path / "metrics.parquet")
+    assert metrics["loss"].iloc[-5:].mean() < 0.7 * metrics["loss"].iloc[:5].mean()
+
+
+def test_arms_see_the_same_volumes_under_the_same_masks(tmp_path):
+    """What enters the loss of the first step is equal for all arms, augmentation and mask included."""
+    seen = []
+    for arm in ARMS:
+        trainer = Trainer(make_config(arm), make_volumes(), make_volumes(2), tmp_path, cpu=True)
+        inner = trainer.raw.encoder
+        inputs = []
+        inner.embed.register_forward_hook(lambda _m, args, _o, inputs=inputs: inputs.append(args[0].detach().clone()))
+        trainer.train_step(next(batch_rows(10, 4, 0)))
+        seen.append(inputs[0])
+    assert all(torch.equal(seen[0], other) for other in seen[1:])
+
+
+def test_every_volume_comes_once_an_epoch_and_a_resumed_order_is_the_same():
+    rows = batch_rows(10, 4, seed=3)
+    first = np.concatenate([next(rows) for _ in range(5)])
+    assert sorted(first[:10]) == list(range(10)) == sorted(first[10:])
+    assert np.array_equal(next(batch_rows(10, 4, seed=3, first_step=3)), first[12:16])
+    assert len(next(batch_rows(3, 8, seed=0))) == 8
+
+
+@pytest.mark.parametrize("arm", ["sl-mae", "vcr-jepa"])
+def test_killed_and_resumed_equals_undisturbed_bit_for_bit(arm, tmp_path):
+    train(tmp_path / "whole", make_config(arm, steps=60))
+    script = textwrap.dedent(f"""
+        import sys; sys.path.insert(0, {str(os.path.dirname(__file__))!r})
+        from pathlib import Path
+        import brainfm_lib.pretrain as pretrain, time
+        from test_pretrain import make_config, make_volumes
+        pretrain.CHECKPOINT_SECONDS = 0.0
+        step = pretrain.Trainer.train_step
+        def slow(self, *args, **kwargs):
+            time.sleep(0.02)
+            return step(self, *args, **kwargs)
+        pretrain.Trainer.train_step = slow
+        pretrain.Trainer(make_config({arm!r}, steps=60), make_volumes(), make_volumes(4, seed=1),
+                         Path({str(tmp_path / "killed")!r}), cpu=True).run(progress=False)
+    """)
+    (tmp_path / "killed").mkdir()
+    worker = subprocess.Popen([sys.executable, "-c", script])
+    while worker.poll() is None and not list((tmp_path / "killed").glob("checkpoint-*")):
+        time.sleep(0.05)
+    time.sleep(0.3)
+    worker.send_signal(signal.SIGKILL)
+    assert worker.wait() == -signal.SIGKILL
+    train(tmp_path / "killed", make_config(arm, steps=60))
+    a, b = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "killed"))
+    assert a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+    traces = [pd.read_parquet(tmp_path / n / "metrics.parquet").drop(columns="seconds") for n in ("whole", "killed")]
+    pd.testing.assert_frame_equal(*traces)
+
+
+def test_interrupted_in_a_notebook_and_run_again_loses_nothing(tmp_path, monkeypatch):
+    train(tmp_path / "whole", make_config(steps=30))
+    step = Trainer.train_step
+
+    def interrupt(self, *args, **kwargs):
+        if self.step == 17:
+            raise KeyboardInterrupt
+        return step(self, *args, **kwargs)
+
+    monkeypatch.setattr(Trainer, "train_step", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "broken", make_config(steps=30))
+    monkeypatch.setattr(Trainer, "train_step", step)
+    trainer, _ = train(tmp_path / "broken", make_config(steps=30))
+    a, b = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "broken"))
+    assert all(torch.equal(a[key], b[key]) for key in a)
+
+
+def test_accumulation_gives_the_same_gradient(tmp_path):
+    results = []
+    for parts in (1, 2):
+        trainer = Trainer(make_config(accumulate=parts), make_volumes(), make_volumes(2), tmp_path, cpu=True)
+        trainer.optimiser.step = lambda *_: None
+        trainer.optimiser.zero_grad = lambda **_: None
+        trainer.train_step(np.arange(4))
+        results.append([p.grad.clone() for p in trainer.raw.parameters()])
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-4)
+
+
+def test_a_loss_that_is_not_finite_stops_with_a_sentence(tmp_path):
+    config = make_config(steps=40)
+    trainer = Trainer(config, make_volumes(), make_volumes(2), tmp_path, cpu=True)
+    with torch.no_grad():
+        trainer.raw.encoder.embed.weight.fill_(float("nan"))
+    with pytest.raises(InputError, match=r"not finite at step 1 .*lower optimiser\.lr"):
+        trainer.run(progress=False)
+
+
+def test_schedules_are_those_stated():
+    optimiser = OptimiserConfig(lr=1.0, start_factor=0.2, end_factor=0.1, warmup=0.1, steps=100)
+    assert optimiser.lr_at(9) == pytest.approx(1.0) and optimiser.lr_at(0) == pytest.approx(0.28)
+    assert optimiser.lr_at(99) == pytest.approx(0.1, abs=1e-3)
+    assert optimiser.weight_decay_at(100) == pytest.approx(0.0005)
+
+
+def test_impossible_settings_are_refused(tmp_path):
+    with pytest.raises(InputError, match="does not divide"):
+        Trainer(make_config(batch_size=5, accumulate=2), make_volumes(), make_volumes(2), tmp_path, cpu=True)
+    with pytest.raises(InputError, match="no volume"):
+        Trainer(make_config(), make_volumes()[:0], make_volumes(2), tmp_path, cpu=True)
+    with pytest.raises(ValueError, match="mask kind"):
+        MaskConfig(kind="block")
+
+
+def test_step_time_is_measured(tmp_path):
+    assert 0 < seconds_per_step(make_config(), make_volumes(), tmp_path, steps=2, cpu=True) < 5
+
+
+def test_replica_masks_train(tmp_path):
+    config = dataclasses.replace(make_config(), mask=MaskConfig(kind="replica"))
+    train(tmp_path, config)
