@@ -8,7 +8,12 @@ import typer
 
 from brainfm_lib.errors import InputError
 
-app = typer.Typer(help="Masked and predictive pretraining on 3D brain MRI.", no_args_is_help=True, add_completion=False)
+app = typer.Typer(
+    help="Masked and predictive pretraining on 3D brain MRI.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
 runs_app = typer.Typer(help="Finished runs: list, show, rm.", no_args_is_help=True)
 app.add_typer(runs_app, name="runs")
 
@@ -46,20 +51,19 @@ def check(manifest: ManifestOption = None) -> None:
 @app.command()
 def prepare(manifest: ManifestOption = None, profile: ProfileOption = "quick") -> None:
     """Bring every cohort that is present onto the profile's grid, once."""
-    from brainfm_lib.study import Study
+    from brainfm_lib.config import load_profile
+    from brainfm_lib.data.manifest import load_manifest
+    from brainfm_lib.data.prepare import prepare as prepare_data
 
-    study = Study(profile, manifest)
+    settings, known = load_profile(profile), load_manifest(manifest)
     refused = []
-    for name in study.manifest.available_cohorts():
-        try:
-            print(f"{name}: {len(study.volumes(name))} volumes ready")
-        except InputError as error:
-            refused.append(error)
-            print(f"brainfm: {error}", file=sys.stderr)
+    for name in known.available_cohorts():
+        cap = settings.subjects.pretraining if name in known.pretraining else settings.subjects.downstream
+        row = prepare_data(manifest, geometry=settings.geometry, cohorts=[name], max_subjects=cap).iloc[0]
+        print(f"{name}: {row.ready} of {row.scans} scans ready ({row.seconds:.1f} s)")
+        refused += [row.reason] if row.refused else []
     if refused:
-        raise InputError(
-            f"{len(refused)} cohort{'s' if len(refused) > 1 else ''} could not be prepared whole, see above."
-        )
+        raise InputError(f"{refused[0]} Scans of {len(refused)} cohort(s) were refused; all others are ready.")
 
 
 @app.command()

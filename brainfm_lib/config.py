@@ -1,4 +1,4 @@
-"""Profiles: one typed, validated description of an experiment, made of the small dataclasses beside models and losses."""
+"""Profiles: one typed, validated description of an experiment, made of the dataclasses beside models and losses."""
 
 import dataclasses
 import types
@@ -13,12 +13,12 @@ import yaml
 from brainfm_lib.data.augment import AugmentConfig
 from brainfm_lib.data.geometry import Geometry
 from brainfm_lib.errors import InputError
+from brainfm_lib.finetune import FinetuneConfig
 from brainfm_lib.losses.spectral import SpectralConfig
 from brainfm_lib.losses.vcr import VcrConfig
 from brainfm_lib.models import JepaConfig, MaeConfig, VisionTransformerConfig
 from brainfm_lib.objectives import ARMS, objective_config
 from brainfm_lib.pretrain import MaskConfig, OptimiserConfig, PretrainConfig
-from brainfm_lib.probes import FinetuneConfig
 
 PROFILES = Path(__file__).parent / "profiles"
 

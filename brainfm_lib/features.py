@@ -23,7 +23,7 @@ RAW_GRID = (16, 16, 16)
 class VolumeReader(Protocol):
     """Whatever hands out prepared volumes: `read(rows)` -> (B, D, H, W) float32 in [0, 1]."""
 
-    def __len__(self) -> int: ...  # noqa: D105
+    def __len__(self) -> int: ...
 
     def read(self, rows: Sequence[int]) -> np.ndarray:
         """Rows (B,) -> (B, D, H, W)."""

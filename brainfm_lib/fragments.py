@@ -12,10 +12,9 @@ import yaml
 
 from brainfm_lib import report
 from brainfm_lib.identity import code_digest, stable_hash
+from brainfm_lib.verdict import PROTOCOLS, in_order, verdicts
 
 HEADLINE_NOTEBOOK = "50_probes"
-CONTROL = "random-init"
-PROTOCOLS = {"linear": "a linear probe on frozen features", "fine-tune": "short fine-tuning"}
 COLUMNS = ("arm", "task", "metric", "protocol", "estimate", "low", "high", "run")
 Tables = Callable[[Path, str, Mapping[str, str]], tuple[pd.DataFrame, Collection[str]]]
 
@@ -46,14 +45,18 @@ def write_all(root: Path, *, profile: str | None = None, tables: Tables | None =
 
 def study_tables(root: Path, profile: str, runs: Mapping[str, str]) -> tuple[pd.DataFrame, Collection[str]]:
     """Results of the runs that ``50_probes`` used, and the names of the tasks whose scans are simulated."""
+    from brainfm_lib.comparison import PROTOCOLS as KINDS
+    from brainfm_lib.comparison import paired_differences
     from brainfm_lib.runs import get_run
 
     parameters = report.profile_parameters(root, profile, report.find_pages(root))[HEADLINE_NOTEBOOK]
     with report.rooted(root):
         study = report.open_study(parameters)
-        study.used.update({request: get_run(run) for request, run in runs.items()})
+        probes = {request: run for request, run in runs.items() if request.split(":")[0] in KINDS}
+        study.used.update({request: get_run(run) for request, run in probes.items()})
         cohorts, tasks = study.manifest.cohorts, study.manifest.tasks
-        return study.results(), {name for name, task in tasks.items() if cohorts[task.cohort].kind == "phantom"}
+        results = pd.concat([study.results(), paired_differences(study)], ignore_index=True)
+        return results, {name for name, task in tasks.items() if cohorts[task.cohort].kind == "phantom"}
 
 
 def write_headline(
@@ -90,15 +93,10 @@ def write_headline(
     if table.duplicated(key).any():
         twice = table[table.duplicated(key)].iloc[0]
         raise ValueError(f"two rows for {twice['arm']}, {twice['task']}, {twice['protocol']} in the results")
-    protocols = [p for p in PROTOCOLS if p in set(table["protocol"])]
-    protocols += sorted(set(table["protocol"]) - set(protocols))
-    parts = []
-    for protocol in protocols:
-        rows = table[table["protocol"] == protocol]
-        plain, paired = rows[rows["baseline"].isna()], rows[rows["baseline"].notna()]
-        sentences = [_against(CONTROL, plain, paired, protocol)]
-        sentences += [_against(b, plain, paired, protocol) for b in _others(paired)]
-        parts.append(" ".join(sentences) + "\n\n" + _grid(plain, phantom_tasks, metric, protocol))
+    plain, sentences = table[table["baseline"].isna()], verdicts(table, metric=metric)
+    parts = [
+        f"{sentences[p]}\n\n{_grid(plain[plain['protocol'] == p], phantom_tasks, metric, p)}" for p in in_order(table)
+    ]
     simulated = sorted(set(table["task"]) & set(phantom_tasks))
     text = "\n\n".join(filter(None, [*parts, _provenance(table, simulated, profile), mark]))
     report.write_text(target, text + "\n")
@@ -116,77 +114,13 @@ def budget(root: Path, pages: Sequence[report.Page]) -> str:
     return "\n".join([*lines, f"| **total** | **{sum(promised.values()):g}** | |"]) + "\n"
 
 
-def _against(baseline: str, plain: pd.DataFrame, paired: pd.DataFrame, protocol: str) -> str:
-    """One or two sentences: which arms are above the baseline on which tasks, which below, and how many are open."""
-    wins: dict[str, list[str]] = {}
-    losses: dict[str, list[str]] = {}
-    open_, direct = 0, 0
-    arms = [arm for arm in dict.fromkeys([*plain["arm"], *paired["arm"]]) if arm != baseline]
-    for arm in arms:
-        for task in dict.fromkeys([*plain["task"], *paired["task"]]):
-            verdict = _paired_verdict(paired, arm, task, baseline)
-            direct += verdict is not None
-            if verdict is None and baseline == CONTROL:
-                verdict = _interval_verdict(plain, arm, task, baseline)
-            if verdict is None:
-                continue
-            if verdict:
-                (wins if verdict > 0 else losses).setdefault(arm, []).append(task)
-            open_ += verdict == 0
-    how = PROTOCOLS.get(protocol, protocol)
-    of = "the untrained encoder" if baseline == CONTROL else f"`{baseline}`"
-    decided = sum(map(len, [*wins.values(), *losses.values()]))
-    if not decided + open_:
-        return f"Under {how} nothing has been compared with {of}."
-    rest = (
-        f"{'in the other' if decided else 'in all'} {open_} comparison{'s' * (open_ != 1)} "
-        "the evidence does not separate them"
-        if open_
-        else ""
-    )
-    rule = (
-        "paired differences; one counts where its adjusted p is below 0.05, or, unadjusted, its 95 % interval "
-        "excludes zero"
-        if direct
-        else "one counts where the two 95 % intervals do not overlap"
-    )
-    clauses = [f"{_list(wins)} beats {of}"] if wins else [f"no arm beats {of}"]
-    clauses += [f"{_list(losses)} falls below it"] if losses else []
-    clauses += [rest] if rest else []
-    return f"Under {how}, {'; '.join(clauses)} ({rule})."
-
-
-def _paired_verdict(paired: pd.DataFrame, arm: str, task: str, baseline: str) -> int | None:
-    chosen = (paired["arm"] == arm) & (paired["task"] == task) & (paired["baseline"] == baseline)
-    if not chosen.any():
-        return None
-    row = paired[chosen].iloc[0]
-    if pd.notna(row["p_holm"]):
-        return (1 if row["estimate"] > 0 else -1) if row["p_holm"] < 0.05 else 0
-    return int(row["low"] > 0) - int(row["high"] < 0)
-
-
-def _interval_verdict(plain: pd.DataFrame, arm: str, task: str, baseline: str) -> int | None:
-    at = plain[plain["task"] == task].set_index("arm")
-    if arm not in at.index or baseline not in at.index:
-        return None
-    return int(at.loc[arm, "low"] > at.loc[baseline, "high"]) - int(at.loc[arm, "high"] < at.loc[baseline, "low"])
-
-
-def _others(paired: pd.DataFrame) -> list[str]:
-    return [b for b in dict.fromkeys(paired["baseline"]) if b != CONTROL]
-
-
-def _list(found: dict[str, list[str]]) -> str:
-    return ", ".join(f"**{arm}** (on {', '.join(tasks)})" for arm, tasks in found.items())
-
-
 def _grid(plain: pd.DataFrame, phantom_tasks: Collection[str], metric: str, protocol: str) -> str:
     """Arms down, tasks across; each cell an estimate and its 95 % interval."""
     tasks = list(dict.fromkeys(plain["task"]))
     heads = [f"{task} (phantom)" if task in phantom_tasks else task for task in tasks]
     cells = {
-        (r["arm"], r["task"]): f"{r['estimate']:.2f} [{r['low']:.2f}, {r['high']:.2f}]" for _, r in plain.iterrows()
+        (r["arm"], r["task"]): f"{r['estimate']:.2f}<br><small>{r['low']:.2f}–{r['high']:.2f}</small>"
+        for _, r in plain.iterrows()
     }
     rows = [
         f"| {arm} | " + " | ".join(cells.get((arm, task), "–") for task in tasks) + " |"

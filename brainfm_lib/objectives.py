@@ -92,7 +92,8 @@ def compute_loss(
     mask: Mask,
     *,
     spectral_weight: float,
-    detail: bool,
+    auxiliary: bool = True,
+    detail: bool = False,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Loss of one batch.
 
@@ -102,17 +103,18 @@ def compute_loss(
         volumes: (B, 1, D, H, W) float32, z-scored.
         mask: Visible and hidden positions, (B, ·) each.
         spectral_weight: λ at this step; at 0 the spectral loss is not evaluated.
+        auxiliary: Take the auxiliary objective into the loss; without it, every arm of a family has the same loss.
         detail: Also measure the ratio of the auxiliary to the main gradient on the predictions (costs a pass).
 
     Returns:
         The loss to descend, and its terms (unweighted, detached, on the device).
     """
     if config.mae is not None:
-        return _mae_loss(model, config, volumes, mask, spectral_weight, detail)
+        return _mae_loss(model, config, volumes, mask, spectral_weight if auxiliary else 0.0, detail)
     output = model(volumes, mask)
     loss = prediction_loss(output.predicted, output.target)
     terms = {"prediction": loss.detach()}
-    if config.vcr is not None:
+    if config.vcr is not None and auxiliary:
         vcr = config.vcr
         latents = output.context.float()
         if not vcr.context_only:

@@ -310,7 +310,9 @@ class Trainer:
             len(volumes), self.n_tokens, stream(self.device, self.config.seed, "validation"), self.device
         )
         with self.accelerator.autocast():
-            _, terms = compute_loss(self.raw, self.config.objective, volumes, mask, spectral_weight=0.0, detail=False)
+            _, terms = compute_loss(
+                self.raw, self.config.objective, volumes, mask, spectral_weight=0.0, auxiliary=False
+            )
         return float(terms["reconstruction" if self.config.objective.mae else "prediction"])
 
     def finish(self) -> dict[str, Any]:

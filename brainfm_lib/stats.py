@@ -299,6 +299,8 @@ def _make_units(
             f"{len(labels)} labels, {len(scores)} scores and {len(subjects)} subjects do not fit together: "
             "give one of each for every scan."
         )
+    if not len(labels):
+        raise InputError("There is no scan to score: check the split of this task.")
     if not np.isfinite(scores).all():
         row = int(np.argwhere(~np.isfinite(scores))[0][0])
         raise InputError(f"The score of row {row} (subject {subjects[row]}) is not finite: mend its features.")
@@ -321,14 +323,12 @@ def _make_units(
         raise InputError(f"Label {strange} has no score column: labels must be 0 to {classes - 1}.")
     for fold, name in enumerate(fold_names):
         counts = np.bincount(labels[units.folds == fold].astype(int), minlength=classes)
-        if counts.min() < minimum or not len(labels):
+        if counts.min() < minimum:
             where = "" if folds is None else f" in fold {name}"
             raise InputError(
                 f"Class {counts.argmin()} has {counts.min()} subject(s){where} where an AUROC needs at least "
                 f"{minimum}: add subjects{'' if folds is None else ', use fewer folds'} or merge classes."
             )
-    if not len(labels):
-        raise InputError("There is no scan to score: check the split of this task.")
     return units
 
 

@@ -80,6 +80,7 @@ class Study:
         self._cohorts: dict[str, Cohort] = {}
         self._volumes: dict[str, Volumes] = {}
         self._configs: dict[str, RunConfig] = {}
+        self._data_used: dict[str, str] = {}
 
     # --- data ---------------------------------------------------------------------------------------------------------
 
@@ -89,6 +90,7 @@ class Study:
             caps = self.profile.subjects
             cap = caps.pretraining if name in self.manifest.pretraining else caps.downstream
             self._cohorts[name] = describe_cohort(self.manifest, name, max_subjects=cap)
+            self._data_used[f"cohort:{name}"] = self._cohort_id(name)
         return self._cohorts[name]
 
     def volumes(self, name: str) -> Volumes:
@@ -109,8 +111,7 @@ class Study:
     @cached_property
     def tasks(self) -> tuple[str, ...]:
         """Tasks whose cohort is present."""
-        present = self.manifest.available_cohorts()
-        return tuple(name for name, task in self.manifest.tasks.items() if task.cohort in present)
+        return tuple(self.manifest.available_tasks())
 
     def task_table(self, task: str) -> pd.DataFrame:
         """Scans of a task with label, subject and split (few subjects: fold), the same for every arm."""
@@ -185,7 +186,13 @@ class Study:
         return self._configs[request]
 
     def identify(self, request: str) -> str:
-        """Identity of the run of `request`, without making it; that of a shipped run where this one is used."""
+        """Identity of the run of `request`, without making it; that of a shipped run where this one is used.
+
+        ``cohort:<name>`` is answered too: the identity of a cohort's volumes.
+        """
+        kind, _, rest = request.partition(":")
+        if kind == "cohort":
+            return self._cohort_id(rest)
         config = self.config(request)
         found = find(config)
         return found.id if found is not None else config.id
@@ -200,9 +207,15 @@ class Study:
 
     # --- kinds of run: a configuration, and how it is made -----------------------------------------------------------
 
+    def _cohort_id(self, name: str) -> str:
+        """What a page that shows a cohort depends on: its scans, and the grid they are brought to."""
+        return f"cohort-{stable_hash([self.cohort(name).digest, self.profile.geometry])}"
+
     def _pretraining_data(self) -> dict[str, str]:
         return {
-            part: stable_hash([self.cohort(n).select(rows[i]).digest for n, rows in self.pretraining_rows.items()])
+            part: stable_hash(
+                [self.cohort(n).select(rows[i]).voxel_digest for n, rows in self.pretraining_rows.items()]
+            )
             for i, part in enumerate(("train", "heldout"))
         }
 
@@ -368,7 +381,7 @@ class Study:
     def write_result(self, path: str | Path = "result.json", **extra: Any) -> None:
         """Note which runs were used: ``{"runs": {request: run id}, ...}``."""
         content = {"profile": self.profile_name, "seed": self.seed, "arms": list(self.arms), **extra}
-        content["runs"] = {request: run.id for request, run in self.used.items()}
+        content["runs"] = {request: run.id for request, run in self.used.items()} | self._data_used
         with write_atomic(path) as temporary:
             temporary.write_text(json.dumps(content, indent=2))
 

@@ -1,12 +1,12 @@
 """The loop: matched arms, exact resume, honest failure."""
 
 import dataclasses
-import os
 import signal
 import subprocess
 import sys
 import textwrap
 import time
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -95,7 +95,7 @@ def test_every_volume_comes_once_an_epoch_and_a_resumed_order_is_the_same():
 def test_killed_and_resumed_equals_undisturbed_bit_for_bit(arm, tmp_path):
     train(tmp_path / "whole", make_config(arm, steps=60))
     script = textwrap.dedent(f"""
-        import sys; sys.path.insert(0, {str(os.path.dirname(__file__))!r})
+        import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})
         from pathlib import Path
         import brainfm_lib.pretrain as pretrain, time
         from test_pretrain import make_config, make_volumes
@@ -135,7 +135,7 @@ def test_interrupted_in_a_notebook_and_run_again_loses_nothing(tmp_path, monkeyp
     with pytest.raises(KeyboardInterrupt):
         train(tmp_path / "broken", make_config(steps=30))
     monkeypatch.setattr(Trainer, "train_step", step)
-    trainer, _ = train(tmp_path / "broken", make_config(steps=30))
+    train(tmp_path / "broken", make_config(steps=30))
     a, b = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "broken"))
     assert all(torch.equal(a[key], b[key]) for key in a)
 

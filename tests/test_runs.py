@@ -56,7 +56,8 @@ def test_identity_follows_settings_data_inputs_and_code_only():
 
 
 def test_identity_is_the_same_in_another_process():
-    script = "from brainfm_lib.runs import RunConfig; print(RunConfig('toy', {'b': 1.0, 'a': [1, 2]}, code=('brainfm_lib.tokens',)).id)"
+    made = "RunConfig('toy', {'b': 1.0, 'a': [1, 2]}, code=('brainfm_lib.tokens',))"
+    script = f"from brainfm_lib.runs import RunConfig; print({made}.id)"
     printed = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.strip()
     assert printed == RunConfig("toy", {"a": (1, 2), "b": 1}, code=("brainfm_lib.tokens",)).id
 

@@ -11,14 +11,13 @@ _HOME = {
     "Volumes": "store",
     "assign_folds": "splits",
     "assign_splits": "splits",
-    "augment_volumes": "augment",
     "describe_cohort": "cohort",
     "load_manifest": "manifest",
     "open_volumes": "store",
     "task_table": "splits",
     "zscore": "augment",
 }
-__all__ = sorted(_HOME)  # noqa: PLE0605
+__all__ = sorted(_HOME)
 
 
 def __getattr__(name: str) -> Any:

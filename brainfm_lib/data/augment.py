@@ -1,105 +1,147 @@
-"""Augmentation of whole batches on the device: one resampling a volume, draws from one generator, z-score last."""
+"""Augmentation of whole batches on their device, and the z-score that comes last."""
+
+from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
-from torch.nn import functional as F
+
+FLOOR = 1e-3  # smallest stored foreground value: foreground is `volume > 0` before and after
 
 
 @dataclass(frozen=True)
 class AugmentConfig:
-    """What is done to a volume, as in the paper: one spatial change or none, then one intensity change or none.
+    """Of each volume: one of {affine, left-right flip, nothing}, then one of {gamma, noise, blur, nothing}.
 
-    Attributes:
-        spatial: Probability of affine (half of it) or left-right flip (the other half).
-        intensity: Probability of gamma, noise or blur (a third each).
-        degrees: Largest rotation about each axis.
-        scale: Largest relative change of size.
-        gamma: Largest change of the exponent.
-        noise: Standard deviation, in units of the [0, 1] range.
+    Args:
+        affine: Probability of a small rotation and scaling.
+        flip: Probability of a left-right flip.
+        gamma: Probability of a gamma curve.
+        noise: Probability of Gaussian noise.
+        blur: Probability of a Gaussian blur.
+        max_angle: Rotation about each axis is uniform within ± this, degrees.
+        max_scale: Scale is uniform within 1 ± this.
+        max_gamma: The exponent is uniform within 1 ± this.
+        noise_std: Standard deviation of the noise, on the [0, 1] scale.
+        max_blur: Standard deviation of the blur is uniform up to this, voxels.
     """
 
-    spatial: float = 2 / 3
-    intensity: float = 3 / 4
-    degrees: float = 10.0
-    scale: float = 0.1
-    gamma: float = 0.1
-    noise: float = 0.01
+    affine: float = 1 / 3
+    flip: float = 1 / 3
+    gamma: float = 0.25
+    noise: float = 0.25
+    blur: float = 0.25
+    max_angle: float = 10.0
+    max_scale: float = 0.1
+    max_gamma: float = 0.1
+    noise_std: float = 0.01
+    max_blur: float = 0.8
+
+    def __post_init__(self) -> None:
+        for names in (("affine", "flip"), ("gamma", "noise", "blur")):
+            shares = [getattr(self, name) for name in names]
+            if min(shares) < 0 or sum(shares) > 1 + 1e-9:
+                raise ValueError(f"the probabilities {' + '.join(names)} must be at least 0 and sum to at most 1")
 
 
 def augment(volumes: Tensor, generator: torch.Generator, config: AugmentConfig) -> Tensor:
-    """Change each volume at random.
+    """Augment a batch; all draws come from the generator, so the same generator state gives the same batch.
 
     Args:
-        volumes: (B, 1, D, H, W) float32, background 0, foreground in (0, 1], axes right, anterior, superior.
-        generator: On the volumes' device; every draw comes from it.
-        config: What may happen.
+        volumes: (B, 1, D, H, W) float in [0, 1], background 0; axis D runs left to right.
+        generator: On the volumes' device (then nothing waits for the device) or on the CPU.
+        config: Probabilities and strengths.
 
     Returns:
-        The same shape and range; the background stays exactly 0.
+        (B, 1, D, H, W) float32, background 0, foreground in [0.001, 1].
     """
     batch, device = len(volumes), volumes.device
+    draws = torch.rand(8, batch, generator=generator, device=generator.device).to(device)
+    signed = 2 * draws[2:7] - 1
+    volumes = volumes.float()
 
-    def uniform(*shape: int, low: float = 0.0, high: float = 1.0) -> Tensor:
-        return torch.rand(batch, *shape, generator=generator, device=device) * (high - low) + low
+    space = draws[0]
+    inverse = _inverse_affine(signed[:3] * math.radians(config.max_angle), 1 + config.max_scale * signed[3])
+    volumes = _where(space < config.affine, _resampled, volumes, inverse)
+    flip = (space >= config.affine) & (space < config.affine + config.flip)
+    volumes = _where(flip, lambda part: part.flip(2), volumes)
 
-    which = uniform()
-    affine, flip = which < config.spatial / 2, (which >= config.spatial / 2) & (which < config.spatial)
-    angles = uniform(3, low=-1, high=1) * math.radians(config.degrees) * affine[:, None]
-    scales = 1 + uniform(low=-1, high=1) * config.scale * affine
-    moved = _resample(volumes, angles, scales)
-    volumes = torch.where(
-        affine[:, None, None, None, None], moved, torch.where(flip[:, None, None, None, None], volumes.flip(2), volumes)
-    )
-
-    kind = uniform() / max(config.intensity, 1e-12) * 3
-    exponent = 1 + uniform(low=-1, high=1) * config.gamma
-    noise = torch.randn(volumes.shape, generator=generator, device=device) * config.noise
-    cell = (slice(None), None, None, None, None)
-    foreground = volumes > 0
-    changed = torch.where((kind < 1)[cell], volumes.clamp_min(1e-6).pow(exponent[cell]), volumes)
-    changed = torch.where(((kind >= 1) & (kind < 2))[cell], changed + noise, changed)
-    changed = torch.where(((kind >= 2) & (kind < 3))[cell], _blur(volumes), changed)
-    return torch.where(foreground, changed.clamp(1e-3, 1.0), 0.0)
+    value, foreground = draws[1], volumes > 0
+    gamma, noisy, blurred = config.gamma, config.gamma + config.noise, config.gamma + config.noise + config.blur
+    exponent = (1 + config.max_gamma * signed[4]).view(-1, 1, 1, 1, 1)
+    volumes = _where(value < gamma, lambda part, power: part**power, volumes, exponent)
+    noise = (value >= gamma) & (value < noisy)
+    volumes = _where(noise, lambda part: _noisy(part, generator, config.noise_std), volumes)
+    sigma = config.max_blur * draws[7].clamp_min(0.05)
+    volumes = _where((value >= noisy) & (value < blurred), _blurred, volumes, sigma)
+    return torch.where(foreground, volumes.clamp(FLOOR, 1), 0)
 
 
 def zscore(volumes: Tensor) -> Tensor:
-    """Whole-volume z-score of (B, 1, D, H, W), float32; a constant volume becomes zero."""
-    volumes = volumes.float()
-    std, mean = torch.std_mean(volumes, dim=(1, 2, 3, 4), keepdim=True)
-    return (volumes - mean) / (std + 1e-6)
+    """Z-score each volume over all its voxels; a constant volume stays finite, next to 0.
+
+    Args:
+        volumes: (B, ..., D, H, W).
+
+    Returns:
+        float32, same shape: (v - mean) / (std + 1e-6), std unbiased.
+    """
+    flat = volumes.float().flatten(1)
+    centred = flat - flat.mean(dim=1, keepdim=True)
+    std = torch.linalg.vector_norm(centred, dim=1, keepdim=True) / max(flat.shape[1] - 1, 1) ** 0.5
+    return (centred / (std + 1e-6)).view(volumes.shape)
 
 
-def _resample(volumes: Tensor, angles: Tensor, scales: Tensor) -> Tensor:
-    """Rotate about the three axes (angles (B, 3), radians) and scale (B,) about the centre, trilinearly."""
+def _where(chosen: Tensor, change: Callable[..., Tensor], volumes: Tensor, *arguments: Tensor) -> Tensor:
+    """Apply `change` to the chosen volumes of the batch.
+
+    On a CPU only those are worked on; elsewhere all are, because picking them would make the host wait.
+    """
+    if volumes.device.type != "cpu":
+        return torch.where(chosen.view(-1, 1, 1, 1, 1), change(volumes, *arguments), volumes)
+    rows = chosen.nonzero()[:, 0]
+    if len(rows) == 0:
+        return volumes
+    return volumes.index_copy(0, rows, change(volumes[rows], *(argument[rows] for argument in arguments)))
+
+
+def _inverse_affine(angles: Tensor, scale: Tensor) -> Tensor:
+    """(B, 3, 3) maps from output to input places, axes in `grid_sample` order (W, H, D); angles (3, B), scale (B,)."""
     cos, sin = angles.cos(), angles.sin()
-    zero, one = torch.zeros_like(cos[:, 0]), torch.ones_like(cos[:, 0])
+    one, zero = torch.ones_like(scale), torch.zeros_like(scale)
+    (ca, cb, cc), (sa, sb, sc) = cos, sin
+    about_w = torch.stack([one, zero, zero, zero, ca, -sa, zero, sa, ca], 1).view(-1, 3, 3)
+    about_h = torch.stack([cb, zero, sb, zero, one, zero, -sb, zero, cb], 1).view(-1, 3, 3)
+    about_d = torch.stack([cc, -sc, zero, sc, cc, zero, zero, zero, one], 1).view(-1, 3, 3)
+    return about_w @ about_h @ about_d / scale.view(-1, 1, 1)
 
-    def matrix(*rows: Tensor) -> Tensor:
-        return torch.stack(rows, dim=1).view(-1, 3, 3)
 
-    x = matrix(one, zero, zero, zero, cos[:, 0], -sin[:, 0], zero, sin[:, 0], cos[:, 0])
-    y = matrix(cos[:, 1], zero, sin[:, 1], zero, one, zero, -sin[:, 1], zero, cos[:, 1])
-    z = matrix(cos[:, 2], -sin[:, 2], zero, sin[:, 2], cos[:, 2], zero, zero, zero, one)
-    rotation = x @ y @ z / scales[:, None, None]
-    extent = torch.tensor(volumes.shape[:-4:-1], device=volumes.device, dtype=rotation.dtype)  # W, H, D as grid_sample
-    theta = rotation * extent[None, None, :] / extent[None, :, None]  # angles are those of voxels on any grid
+def _resampled(volumes: Tensor, inverse: Tensor) -> Tensor:
+    """Volumes at rotated and scaled places; angles hold in voxels, on grids that are not cubic too."""
+    sizes = torch.tensor(volumes.shape[:1:-1], dtype=torch.float32, device=volumes.device)  # (W, H, D)
+    theta = inverse * sizes[None, None, :] / sizes[None, :, None]
     theta = torch.cat([theta, torch.zeros_like(theta[:, :, :1])], dim=2)
     grid = F.affine_grid(theta, list(volumes.shape), align_corners=False)
     moved = F.grid_sample(volumes, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
-    inside = F.grid_sample((volumes > 0).to(volumes.dtype), grid, mode="nearest", align_corners=False)
-    return moved * inside
+    return moved * (moved > FLOOR / 2)
 
 
-def _blur(volumes: Tensor) -> Tensor:
-    """Binomial blur (1, 2, 1) / 4 along each axis."""
-    kernel = torch.tensor([0.25, 0.5, 0.25], device=volumes.device, dtype=volumes.dtype)
-    for axis in range(3):
-        shape = [1, 1, 1, 1, 1]
-        shape[2 + axis] = 3
-        padding = [0, 0, 0]
-        padding[axis] = 1
-        volumes = F.conv3d(volumes, kernel.view(shape), padding=padding)
-    return volumes
+def _noisy(volumes: Tensor, generator: torch.Generator, std: float) -> Tensor:
+    noise = torch.randn(volumes.shape, generator=generator, device=generator.device)
+    return volumes + std * noise.to(volumes.device)
+
+
+def _blurred(volumes: Tensor, sigma: Tensor) -> Tensor:
+    """Separable three-tap Gaussian blur; sigma (B,) voxels."""
+    side = torch.exp(-0.5 / sigma**2)
+    kernel = torch.stack([side, torch.ones_like(side), side], 1) / (1 + 2 * side)[:, None]
+    blurred = volumes.transpose(0, 1)  # one group a volume
+    for axis in (2, 3, 4):
+        shape, padding = [len(kernel), 1, 1, 1, 1], [0, 0, 0]
+        shape[axis], padding[axis - 2] = 3, 1
+        blurred = F.conv3d(blurred, kernel.view(shape), padding=padding, groups=len(kernel))
+    return blurred.transpose(0, 1)

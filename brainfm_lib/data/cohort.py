@@ -112,6 +112,8 @@ def _capped(spec: PhantomSpec, max_subjects: int) -> PhantomSpec:
 
 
 def _phantom_cohort(name: str, spec: PhantomSpec, settings: PhantomCohort, where: str) -> Cohort:
+    if spec.seed < 0:
+        raise InputError(f"{where}: spec: the seed {spec.seed} is negative: give 0 or more.")
     scans = describe(spec)
     uids = [f"{name}/{subject}_{session}" for subject, session in zip(scans["subject_id"], scans["session"])]
     scans.insert(1, "scan_uid", uids)

@@ -19,6 +19,7 @@ from pydantic import (
     model_validator,
 )
 
+from brainfm_lib.data.tables import UNKNOWN
 from brainfm_lib.errors import InputError
 from brainfm_lib.paths import MANIFEST_NAME, project_root
 
@@ -99,7 +100,8 @@ class TaskSettings(_Settings):
     Attributes:
         cohort: The cohort whose scans are classified.
         label: Column of the cohort's scans that holds the raw label.
-        mapping: Raw label to class number, or to null to leave such scans out; ``*: null`` leaves out all others.
+        mapping: Raw label to class number, or to null to leave such scans out; ``n/a`` is the unknown label, and
+            ``"*": null`` leaves out all others.
         classes: Names of classes 0, 1, ...
         title: The name that a reader sees.
         contrasts: Contrasts used; None uses all.
@@ -121,7 +123,7 @@ class TaskSettings(_Settings):
             return mapping
         if any(isinstance(key, bool) for key in mapping):
             raise ValueError("YAML reads a bare yes, no, on or off as true or false: put that label in quotes")
-        return {str(key): value for key, value in mapping.items()}
+        return {"" if str(key).lower() in UNKNOWN else str(key): value for key, value in mapping.items()}
 
     @model_validator(mode="after")
     def _classes_match(self) -> TaskSettings:

@@ -10,11 +10,13 @@ import pandas as pd
 from brainfm_lib.errors import InputError
 
 STANDARD = ("subject_id", "scan_uid", "session", "contrast", "site", "age", "sex", "path")
-UNKNOWN = {"", "n/a", "na", "nan", "none", "null"}
+UNKNOWN = {"", "n/a", "nan"}
 
 
 def read_table(path: Path) -> pd.DataFrame:
-    """Read a CSV or TSV file as text; unknown values (n/a, NaN, none ...) become the empty string.
+    """Read a CSV or TSV file as text; unknown values (n/a, NaN) become the empty string.
+
+    The index counts rows below the header as they stand in the file; blank lines are left out.
 
     Raises:
         InputError: The file is missing, empty, not UTF-8, or has rows of unequal length or columns of one name.
@@ -29,6 +31,7 @@ def read_table(path: Path) -> pd.DataFrame:
             keep_default_na=False,
             encoding="utf-8-sig",
             skipinitialspace=True,
+            skip_blank_lines=False,
         )
     except FileNotFoundError:
         raise InputError(f"The table {path} does not exist: check the manifest's path.") from None
@@ -44,6 +47,7 @@ def read_table(path: Path) -> pd.DataFrame:
         raise InputError(f"The table {path} has the column {twice[0]!r} twice: rename one of them.")
     table = raw.iloc[1:].reset_index(drop=True)
     table.columns = pd.Index(names)
+    table = table[table.notna().any(axis=1) & (table.fillna("") != "").any(axis=1)]
     for name in names:
         values = table[name].fillna("").str.strip()
         table[name] = values.where(~values.str.lower().isin(UNKNOWN), "")
@@ -120,7 +124,7 @@ def table_scans(path: Path, root: Path, cohort: str, columns: Mapping[str, str],
         if len(blank):
             raise InputError(f"{path}, row {blank[0] + 2}: {needed} is empty: fill it in or remove the row.")
     files = [root / Path(text) for text in table["path"]]
-    for row, (text, file) in enumerate(zip(table["path"], files)):
+    for row, text, file in zip(table.index, table["path"], files):
         if not Path(text).is_absolute() and ".." in Path(text).parts:
             raise InputError(f"{path}, row {row + 2}: {text} leaves the folder {root}: give a path inside it.")
         if file.is_dir():
@@ -130,7 +134,7 @@ def table_scans(path: Path, root: Path, cohort: str, columns: Mapping[str, str],
         if not file.exists():
             raise InputError(f"{path}, row {row + 2}: the file {file} does not exist: mend the path or remove the row.")
     stems = [text.removesuffix(".gz").removesuffix(".nii") for text in table["path"]]
-    own = table["scan_uid"] if "scan_uid" in table else pd.Series(stems)
+    own = table.get("scan_uid", stems)
     table["scan_uid"] = [f"{cohort}/{uid or stem}" for uid, stem in zip(own, stems)]
     table["path"] = [str(file) for file in files]
     again = table["scan_uid"].duplicated(keep=False)

@@ -29,6 +29,12 @@ def test_intervals_that_do_not_overlap_decide(tmp_path: Path) -> None:
     )
 
 
+def test_several_winners_take_the_plural_and_fine_tuning_is_held_against_training_from_scratch(tmp_path: Path) -> None:
+    rows = [row(arm, "ad", 0.8, 0.75, 0.9, protocol="fine-tune") for arm in ("mae", "jepa")]
+    text = headline([row("random-init", "ad", 0.5, 0.4, 0.6, protocol="fine-tune"), *rows], tmp_path)
+    assert text.startswith("Under short fine-tuning, **mae** (on ad), **jepa** (on ad) beat training from scratch (one")
+
+
 def test_overlapping_intervals_are_said_to_decide_nothing(tmp_path: Path) -> None:
     text = headline([*CONTROL, row("mae", "ad", 0.7, 0.6, 0.8), row("mae", "mci", 0.5, 0.4, 0.6)], tmp_path)
     assert "no arm beats the untrained encoder; in all 2 comparisons the evidence does not separate them" in text
@@ -51,7 +57,7 @@ def test_every_number_names_its_run_and_phantoms_are_labelled(tmp_path: Path) ->
     assert all(f"`{r['run']}`" in text for r in rows)
     assert "| arm | ad (phantom) | mci (phantom) |" in text and "| arm | grade |" in text
     assert "**Phantom results**: the scans of ad, mci are simulated" in text
-    assert "0.55 [0.45, 0.65]" in text
+    assert "0.55<br><small>0.45–0.65</small>" in text
 
 
 def test_no_phantom_no_label(tmp_path: Path) -> None:

@@ -5,12 +5,12 @@ import pytest
 import torch
 
 from brainfm_lib.errors import InputError
+from brainfm_lib.losses.spectral import SpectralConfig
+from brainfm_lib.losses.vcr import VcrConfig
 from brainfm_lib.masking import Mask, random_mask
 from brainfm_lib.models import Jepa, JepaConfig, MaeConfig, MaskedAutoencoder, VisionTransformer3d
 from brainfm_lib.models.vit import VisionTransformerConfig, sincos_positions
 from brainfm_lib.objectives import ARMS, build_model, compute_loss, objective_config
-from brainfm_lib.losses.spectral import SpectralConfig
-from brainfm_lib.losses.vcr import VcrConfig
 from brainfm_lib.tokens import gather, patchify, scatter, unpatchify
 
 SHAPE, PATCH, GRID, N = (16, 32, 24), 8, (2, 4, 3), 24

@@ -113,7 +113,7 @@ def template() -> Template:
     deep = grey * np.clip(1.3 * ellipsoids([x, y, z], list(NUCLEI.values())), 0, 1)
     inside = (np.abs(x) < 36) & (y > -52) & (y < 34) & (z > -2) & (z < 32) & (np.abs(x) + 0 * y + 0 * z > 1)
     labels, _ = ndimage.label((fluid > 0.5) & inside)
-    seeds = [labels[tuple(int(p - c) for p, c in zip(s, corner, strict=True))] for s in ((-9, 10, 12), (9, 10, 12))]
+    seeds = [labels[tuple(int(p - c) for p, c in zip(s, corner, strict=True))] for s in ((-4, 10, 8), (4, 10, 8))]
     ventricles = ndimage.binary_dilation(np.isin(labels, [s for s in seeds if s])) * fluid
 
     # Grey matter beside fluid or the outside is what thinning takes first; below the tentorium nothing thins.
@@ -187,7 +187,7 @@ def fields() -> Fields:
     full = template()
     axes = node_axes()
     nodes = [axis.astype(np.float32).reshape([-1 if k == i else 1 for k in range(3)]) for i, axis in enumerate(axes)]
-    smooth = ndimage.gaussian_filter(full.ventricles, 7.0, truncate=3.0)
+    smooth = ndimage.gaussian_filter(full.ventricles, 9.0, truncate=3.0)
     index = np.meshgrid(*[axis - o for axis, o in zip(axes, full.origin, strict=True)], indexing="ij")
     ventricles = _toward(ndimage.map_coordinates(smooth, index, order=1))
     x, y, z = nodes

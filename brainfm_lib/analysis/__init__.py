@@ -1,0 +1,1 @@
+"""What encoders see and say: spectra of reconstructions, covariance of latents."""

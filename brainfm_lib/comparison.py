@@ -1,0 +1,179 @@
+"""What a study's runs say when arms are held against each other: paired, with intervals over subjects."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from brainfm_lib import stats
+from brainfm_lib.verdict import CONTROL, METRIC, RAW_VOXELS
+
+if TYPE_CHECKING:
+    from brainfm_lib.runs import Run
+    from brainfm_lib.study import Study
+
+PREDICTORS = ("position_mean", "interpolation")
+REGULARISED = {"sl-mae": "mae", "vcr-jepa": "jepa"}
+PROTOCOLS = {"probe": "linear", "finetune": "fine-tune"}
+CUTOFF = "spectral loss from here"
+HALF = 0.5
+
+
+def trained_arms(study: Study) -> tuple[str, ...]:
+    """Arms of the study that are pretrained."""
+    return tuple(arm for arm in study.arms if arm != CONTROL)
+
+
+def encoders(study: Study) -> tuple[str, ...]:
+    """The untrained encoder and the study's arms."""
+    return tuple(dict.fromkeys((CONTROL, *study.arms)))
+
+
+def compared(study: Study) -> tuple[str, ...]:
+    """Both controls and the study's arms: the rows of a table of linear probes."""
+    return tuple(dict.fromkeys((CONTROL, RAW_VOXELS, *study.arms)))
+
+
+def finetune_tasks(study: Study) -> tuple[str, ...]:
+    """Tasks that the profile fine-tunes on and whose data are present."""
+    return tuple(task for task in study.profile.evaluation.finetune_tasks if task in study.tasks)
+
+
+def error_table(errors: Mapping[str, pd.DataFrame], *, draws: int = 2000) -> pd.DataFrame:
+    """Error on hidden brain voxels of arms and trivial predictors, and each arm's paired difference from those.
+
+    Args:
+        errors: Arm -> a row a scan with subject_id, model, position_mean, interpolation (mean squared error,
+            z-scored units); JEPA arms also have latent, because their voxels come from a linear read-out.
+        draws: Bootstrap resamples.
+
+    Returns:
+        arm, baseline (empty for the error itself), estimate, low, high, p, readout.
+    """
+    rows = []
+    if errors:
+        first = next(iter(errors.values()))  # trivial predictors see the same scans and masks in every run
+        rows = [_mean(first[name], first, arm=name, baseline="", readout=False, draws=draws) for name in PREDICTORS]
+    for arm, table in errors.items():
+        common: dict[str, Any] = {"arm": arm, "readout": "latent" in table, "draws": draws}
+        rows.append(_mean(table["model"], table, baseline="", **common))
+        rows += [_mean(table["model"] - table[name], table, baseline=name, **common) for name in PREDICTORS]
+    return pd.DataFrame(rows, columns=["arm", "baseline", "estimate", "low", "high", "p", "readout"])
+
+
+def explained_table(errors: Mapping[str, pd.DataFrame], *, draws: int = 2000) -> pd.DataFrame:
+    """Share of hidden latents that JEPA arms predict beyond the per-position mean latent, averaged over scans.
+
+    Args:
+        errors: As in `error_table`; arms without the columns latent and latent_position_mean are left out.
+        draws: Bootstrap resamples.
+
+    Returns:
+        arm, estimate, low, high, p.
+    """
+    rows = [
+        _mean(1 - table["latent"] / table["latent_position_mean"], table, arm=arm, draws=draws)
+        for arm, table in errors.items()
+        if "latent" in table
+    ]
+    return pd.DataFrame(rows, columns=["arm", "estimate", "low", "high", "p"])
+
+
+def _mean(values: pd.Series, table: pd.DataFrame, *, draws: int, **names: Any) -> dict[str, Any]:
+    found = stats.paired_mean_interval(values, np.zeros(len(values)), table["subject_id"], draws=draws)
+    return {**names, "estimate": found.estimate, "low": found.low, "high": found.high, "p": found.p}
+
+
+def resolution_table(spectra: Mapping[str, pd.DataFrame], cutoff: float) -> pd.DataFrame:
+    """How far up in frequency predictions are right, and what they hold above the spectral loss's cut-off.
+
+    Args:
+        spectra: Arm -> table with frequency, power_target, power_prediction, coherence_prediction, noise_floor.
+        cutoff: Frequency (cycles/mm) from which the spectral loss counts.
+
+    Returns:
+        arm, half and floor (cycles/mm: below it every shell's coherence is above one half, or above the noise floor;
+        0 where not even the lowest is), power (share of the target's power above the cut-off), coherence (mean over
+        the shells above it).
+    """
+    rows = []
+    for arm, table in spectra.items():
+        coherence, above = table["coherence_prediction"], table["frequency"] >= cutoff
+        rows.append(
+            {
+                "arm": arm,
+                "half": _reach(table["frequency"], coherence > HALF),
+                "floor": _reach(table["frequency"], coherence > table["noise_floor"]),
+                "power": table.loc[above, "power_prediction"].sum() / table.loc[above, "power_target"].sum(),
+                "coherence": coherence[above].mean(),
+            }
+        )
+    return pd.DataFrame(rows, columns=["arm", "half", "floor", "power", "coherence"])
+
+
+def _reach(frequency: pd.Series, good: pd.Series) -> float:
+    """Highest frequency up to which all is good; the shell at frequency 0 does not count."""
+    shells = frequency > 0
+    unbroken = good[shells].cummin()
+    return float(frequency[shells][unbroken].max()) if unbroken.any() else 0.0
+
+
+def landmarks(study: Study) -> dict[str, float]:
+    """Frequencies (cycles/mm) worth marking: one cycle a patch, and the spectral loss's cut-off."""
+    spacing, grid = study.profile.geometry.spacing, study.profile.geometry.grid
+    highest = float(np.linalg.norm([n // 2 / n for n in grid])) / spacing
+    patch = study.profile.encoder.patch_size * spacing
+    return {"one cycle a patch": 1 / patch, CUTOFF: study.profile.spectral.high_pass * highest}
+
+
+def adjusted(results: pd.DataFrame) -> pd.DataFrame:
+    """The AUROC rows of `Study.results`, with p_holm: Holm's adjustment of p_permutation over a protocol's rows."""
+    if results.empty:
+        return pd.DataFrame(columns=["arm", "task", "protocol", "metric", "estimate", "low", "high", "p_holm", "run"])
+    table = results[results["metric"] == METRIC].copy()
+    table["p_holm"] = table.groupby("protocol")["p_permutation"].transform(stats.holm)
+    return table.reset_index(drop=True)
+
+
+def paired_differences(study: Study) -> pd.DataFrame:
+    """Differences in AUROC between arms, on the same held-out scans under the same resampled subjects.
+
+    Each trained arm against the untrained encoder and raw voxels, and each regularised arm against its plain form, for
+    the probes and fine-tunings that the study has used so far.
+
+    Returns:
+        As `Study.results`, with baseline, p and p_holm (Holm over the rows that share protocol and baseline); the
+        estimate is arm minus baseline.
+    """
+    rows = []
+    for request, run in study.used.items():
+        kind, *words = request.split(":")
+        if kind not in PROTOCOLS or words[0] in (CONTROL, RAW_VOXELS):
+            continue
+        arm, task = words
+        for baseline in (CONTROL, RAW_VOXELS, REGULARISED.get(arm)):
+            other = study.used.get(f"{kind}:{baseline}:{task}")
+            if other is not None:
+                found = compare(run, other, draws=study.profile.evaluation.bootstrap_draws)
+                names = {"arm": arm, "baseline": baseline, "task": task, "protocol": PROTOCOLS[kind], "run": run.id}
+                rows.append({**names, "metric": METRIC, "seed": study.seed, **vars(found)})
+    columns = ["arm", "baseline", "task", "protocol", "run", "metric", "seed", "estimate", "low", "high", "p"]
+    table = pd.DataFrame(rows, columns=columns)
+    p = table.groupby(["protocol", "baseline"])["p"].transform(stats.holm) if rows else pd.Series(dtype=float)
+    return table.assign(p_holm=p)
+
+
+def against(differences: pd.DataFrame, protocol: str, baseline: str) -> pd.DataFrame:
+    """Rows of `paired_differences` of one protocol and baseline."""
+    return differences[(differences["protocol"] == protocol) & (differences["baseline"] == baseline)]
+
+
+def compare(run: Run, other: Run, *, draws: int = 2000) -> stats.Comparison:
+    """AUROC of `run` minus that of `other`: two probes, or two fine-tunings, of one task."""
+    a, b = (r.table("predictions").set_index("scan_uid").sort_index() for r in (run, other))
+    of_a, of_b = (p.loc[a.index, [c for c in p.columns if c.startswith("score")]].to_numpy() for p in (a, b))
+    folds = a.get("fold")
+    return stats.paired_auroc_difference(a["label"], of_a, of_b, a["subject_id"], folds=folds, draws=draws)

@@ -1,0 +1,86 @@
+"""From tissue to an image: contrasts, noise that is the same on every device, bias field, resolution, normalisation."""
+
+from __future__ import annotations
+
+import torch
+
+from brainfm_lib.data.phantom.cohort import CONTRASTS
+
+# Signal of each compartment, white matter of a T1w image near 0.9 (arbitrary units; orders as in clinical images).
+COMPARTMENTS = ("fluid", "grey", "deep", "white", "solid", "necrosis", "rim", "oedema")
+SIGNAL = {
+    "T1w": (0.22, 0.60, 0.68, 0.88, 0.56, 0.34, 0.58, 0.72),
+    "T2w": (1.00, 0.56, 0.46, 0.40, 0.74, 0.92, 0.66, 0.72),
+    "FLAIR": (0.14, 0.70, 0.62, 0.56, 0.86, 0.42, 0.82, 0.95),
+    "PDw": (0.80, 0.84, 0.74, 0.64, 0.88, 0.86, 0.84, 0.86),
+    "T1c": (0.24, 0.64, 0.70, 0.88, 0.60, 0.34, 1.25, 0.72),
+}
+FLOOR = 0.001  # smallest stored value of a brain voxel; the background is exactly 0
+
+
+def signals(contrasts: list[str], jitter: torch.Tensor) -> torch.Tensor:
+    """(B, 8) signal of the compartments in each scan; jitter (B, 8) multiplies."""
+    assert set(contrasts) <= set(CONTRASTS)
+    return torch.tensor([SIGNAL[c] for c in contrasts], device=jitter.device) * jitter
+
+
+def _hash(x: torch.Tensor) -> torch.Tensor:
+    """A bijection of int32 that scatters its bits (Wellons' lowbias32); the arithmetic wraps on every device."""
+    x = (x ^ ((x >> 16) & 0xFFFF)) * 0x7FEB352D
+    x = (x ^ ((x >> 15) & 0x1FFFF)) * (0x846CA68B - 2**32)
+    return x ^ ((x >> 16) & 0xFFFF)
+
+
+def white_noise(seeds: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+    """(B, P) float32 nearly Gaussian noise of unit variance, a pure function of (seed, index), equal on any device.
+
+    The sum of four 16-bit integers of a hash: exact in integers, so no rounding depends on batch, order or device.
+
+    Args:
+        seeds: (B,) int32.
+        index: (P,) int32, e.g. voxel numbers.
+    """
+    first = _hash(_hash(seeds)[:, None] ^ _hash(index)[None])
+    second = _hash(first + 0x3C6EF372)
+    total = (first & 0xFFFF) + ((first >> 16) & 0xFFFF) + (second & 0xFFFF) + ((second >> 16) & 0xFFFF)
+    return (total - 131070).float() * ((3.0**0.5) / 65536.0)
+
+
+_WAVES = [(i, j, k) for i in range(3) for j in range(3) for k in range(3) if 0 < i + j + k < 3]
+BIAS_TERMS = len(_WAVES)
+
+
+def cosine_basis(points: torch.Tensor, extent: float = 220.0) -> torch.Tensor:
+    """(BIAS_TERMS, P) products of low cosines along the axes at points (P, 3) mm: the log of a bias field."""
+    phase = torch.pi * (points / extent + 0.5)
+    return torch.stack([torch.cos(phase * torch.tensor(waves)).prod(1) for waves in _WAVES])
+
+
+def blur_matrices(sigma: torch.Tensor, n: int) -> torch.Tensor:
+    """(B, n, n) Gaussian smoothing along an axis of n voxels, deviations sigma (B,) in voxels; rows sum to 1."""
+    distance = torch.arange(n, device=sigma.device, dtype=torch.float32)
+    square = (distance[:, None] - distance[None]) ** 2
+    weights = torch.exp(-square / (2 * sigma.clamp(min=0.05)[:, None, None] ** 2))
+    return weights / weights.sum(-1, keepdim=True)
+
+
+def blur(volumes: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+    """Smooth volumes (B, D, H, W) along each axis with sigma (B, 3) voxels."""
+    d, h, w = volumes.shape[1:]
+    volumes = volumes @ blur_matrices(sigma[:, 2], w).transpose(1, 2)[:, None]
+    volumes = blur_matrices(sigma[:, 1], h)[:, None] @ volumes
+    return (blur_matrices(sigma[:, 0], d) @ volumes.flatten(2)).reshape(volumes.shape)
+
+
+def normalise(values: torch.Tensor, mask: torch.Tensor, low: float = 0.01, high: float = 0.99) -> torch.Tensor:
+    """The stored convention: clip to two quantiles of the mask, scale to [FLOOR, 1], background exactly 0.
+
+    Args:
+        values, mask: (B, P) float32 and bool.
+    """
+    ordered = torch.where(mask, values, torch.inf).sort(dim=1).values
+    count = mask.sum(1, keepdim=True)
+    at = [((count - 1) * share).round().long().clamp(min=0) for share in (low, high)]
+    lowest, highest = (ordered.gather(1, place) for place in at)
+    scaled = ((values - lowest) / (highest - lowest).clamp(min=1e-6)).clamp(0, 1)
+    return torch.where(mask, FLOOR + (1 - FLOOR) * scaled, 0.0)

@@ -1,0 +1,138 @@
+"""What `brainfm check` and `brainfm prepare` do: look at everything that the manifest names, and prepare it once."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import pandas as pd
+from tqdm import tqdm
+
+from brainfm_lib.data.cohort import Cohort, describe_cohort, list_scans
+from brainfm_lib.data.geometry import Geometry
+from brainfm_lib.data.ingest import IngestSettings, open_scan
+from brainfm_lib.data.manifest import Manifest, load_manifest
+from brainfm_lib.data.splits import task_table, unmatched_scans
+from brainfm_lib.data.store import open_volumes
+from brainfm_lib.errors import InputError
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that `check` says. An error must be mended; a warning is worth a look; a note needs nothing."""
+
+    level: Literal["ok", "note", "warning", "error"]
+    where: str
+    sentence: str
+
+
+def check(manifest_path: str | Path | None = None, *, progress: bool = True) -> list[Finding]:
+    """Look at the manifest, its cohorts (every scan's header too) and its tasks. Nothing is written.
+
+    Args:
+        manifest_path: As in `load_manifest`.
+        progress: Show a bar while headers are read.
+
+    Returns:
+        Findings in the manifest's order; everything can be used if none has the level "error".
+    """
+    try:
+        manifest = load_manifest(manifest_path)
+    except InputError as error:
+        return [Finding("error", "manifest", str(error))]
+    findings, cohorts = [], {}
+    for name, reason in manifest.missing().items():
+        findings.append(Finding("note", f"cohort {name}", f"absent: {reason}."))
+    for name in manifest.available_cohorts():
+        try:
+            cohorts[name] = list_scans(manifest, name)
+        except InputError as error:
+            findings.append(Finding("error", f"cohort {name}", str(error)))
+            continue
+        findings += _check_cohort(cohorts[name], progress)
+    for name, reason in manifest.skipped_tasks().items():
+        findings.append(Finding("note", f"task {name}", f"skipped: {reason}."))
+    for name in manifest.available_tasks():
+        if manifest.tasks[name].cohort in cohorts:
+            findings += _check_task(manifest, name, cohorts[manifest.tasks[name].cohort])
+    if manifest.transductive:
+        sentence = "transductive: true lets pretraining see validation and test subjects; results will say so."
+        findings.append(Finding("warning", "pretraining", sentence))
+    return findings
+
+
+def prepare(
+    manifest_path: str | Path | None = None,
+    *,
+    geometry: Geometry,
+    cohorts: Sequence[str] | None = None,
+    max_subjects: int | None = None,
+    progress: bool = True,
+) -> pd.DataFrame:
+    """Prepare the cohorts that are present; refused scans are listed and the rest goes on.
+
+    Args:
+        manifest_path: As in `load_manifest`.
+        geometry: Target grid.
+        cohorts: Their names; default all that are present.
+        max_subjects: Cap for each cohort.
+        progress: Show bars.
+
+    Returns:
+        One row a cohort: cohort, scans, ready, refused, reason (of the first refused scan), seconds.
+    """
+    manifest = load_manifest(manifest_path)
+    rows = []
+    for name in cohorts if cohorts is not None else manifest.available_cohorts():
+        started = time.perf_counter()
+        cohort = describe_cohort(manifest, name, max_subjects=max_subjects)
+        volumes = open_volumes(cohort, geometry, progress=progress, on_error="report")
+        reason = volumes.refused["reason"].iloc[0] if len(volumes.refused) else ""
+        seconds = time.perf_counter() - started
+        rows.append((name, len(cohort), len(volumes), len(volumes.refused), reason, seconds))
+    return pd.DataFrame(rows, columns=["cohort", "scans", "ready", "refused", "reason", "seconds"])
+
+
+def _check_cohort(cohort: Cohort, progress: bool) -> list[Finding]:
+    where = f"cohort {cohort.name}"
+    scans = cohort.scans
+    counts = ", ".join(f"{count} {contrast}" for contrast, count in scans["contrast"].value_counts().items())
+    what = "simulated subjects" if cohort.kind == "phantom" else "subjects"
+    findings = [Finding("ok", where, f"{scans['subject_id'].nunique()} {what}, {len(scans)} scans: {counts}.")]
+    if isinstance(cohort.source, IngestSettings):
+        bar = tqdm(
+            scans["path"], desc=f"headers of {cohort.name}", unit="scan", disable=not progress or len(scans) < 100
+        )
+        for path in bar:
+            try:
+                open_scan(path, cohort.source)
+            except InputError as error:
+                findings.append(Finding("error", where, str(error)))
+    return findings
+
+
+def _check_task(manifest: Manifest, name: str, cohort: Cohort) -> list[Finding]:
+    where = f"task {name}"
+    try:
+        table = task_table(manifest, name, cohort)
+    except InputError as error:
+        return [Finding("error", where, str(error))]
+    settings = manifest.tasks[name]
+    subjects = table.groupby("label")["subject_id"].nunique()
+    counts = ", ".join(f"{count} {settings.classes[label]}" for label, count in subjects.items())
+    findings = [Finding("ok", where, f"{len(table)} scans of subjects {counts}.")]
+    several = int((table.groupby("subject_id")["label"].nunique() > 1).sum())
+    if several:
+        sentence = f"{several} subjects have scans of several classes; each stays in one split as a whole."
+        findings.append(Finding("note", where, sentence))
+    if settings.cohort in manifest.pretraining and not manifest.transductive:
+        sentence = f"{settings.cohort} is pretrained on too: without the validation and test subjects of this task."
+        findings.append(Finding("note", where, sentence))
+    lost = unmatched_scans(manifest, name, table)
+    if lost:
+        listed = ", ".join(lost[:5]) + (" ..." if len(lost) > 5 else "")
+        findings.append(Finding("warning", where, f"{len(lost)} scan_uid of its split files match no scan: {listed}."))
+    return findings

@@ -1,0 +1,210 @@
+"""Tasks and splits. A subject is the unit: all its scans are on one side, whatever labels they carry."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+
+import pandas as pd
+
+from brainfm_lib.data.cohort import Cohort
+from brainfm_lib.data.manifest import OTHER, Manifest, TaskSettings
+from brainfm_lib.data.tables import read_table
+from brainfm_lib.errors import InputError
+
+COLUMNS = ["scan_uid", "subject_id", "label", "row", "contrast", "site", "age", "sex"]
+
+
+def task_table(manifest: Manifest, task: str, cohort: Cohort) -> pd.DataFrame:
+    """Scans of a task.
+
+    Args:
+        manifest: From `load_manifest`.
+        task: Its name.
+        cohort: The task's cohort, or a part of it.
+
+    Returns:
+        scan_uid, subject_id, label (class number), row (position in `cohort.scans`), contrast, site, age, sex; where
+        the manifest names official split files also split (train, val, test), and only scans that those files name.
+
+    Raises:
+        InputError: The label column or a label value is unknown, a class is empty, or the split files leak.
+    """
+    settings = manifest.task(task)
+    where = f"{manifest.path.name}, task {task}"
+    scans = cohort.scans
+    if settings.label not in scans.columns:
+        known = ", ".join(name for name in scans.columns if name not in ("path", "digest"))
+        raise InputError(f"{where}: cohort {cohort.name} has no column {settings.label!r}: its columns are {known}.")
+    raw = scans[settings.label].astype(str).str.strip()
+    used = pd.Series(True, index=scans.index)
+    if settings.contrasts is not None:
+        absent = [contrast for contrast in settings.contrasts if contrast not in set(scans["contrast"])]
+        if absent:
+            known = ", ".join(sorted(scans["contrast"].unique()))
+            raise InputError(f"{where}: there is no scan of contrast {absent[0]!r}: the contrasts there are {known}.")
+        used = scans["contrast"].isin(settings.contrasts)
+    unknown = sorted(set(raw[used]) - set(settings.mapping)) if OTHER not in settings.mapping else []
+    if unknown:
+        listed = ", ".join(repr(value) for value in unknown[:10])
+        raise InputError(
+            f"{where}: the column {settings.label!r} holds {listed}, which mapping does not name: map them to a class, "
+            "or to null to leave such scans out."
+        )
+    numbers = raw.map({value: number for value, number in settings.mapping.items() if number is not None})
+    used &= numbers.notna()
+    table = scans[used].assign(label=numbers[used].astype(int), row=scans.index[used])[COLUMNS]
+    table = table.reset_index(drop=True)
+    empty = [name for number, name in enumerate(settings.classes) if not (table["label"] == number).any()]
+    if empty:
+        raise InputError(
+            f"{where}: no scan has the class {empty[0]}: check mapping and contrasts, or take more subjects."
+        )
+    if settings.splits is None:
+        return table
+    split = read_split_files(manifest, settings, table, cohort.name)
+    kept = split.notna()
+    table = table[kept].assign(split=split[kept]).reset_index(drop=True)
+    check_disjoint(table, table["split"], where)
+    return table
+
+
+def assign_splits(table: pd.DataFrame, *, seed: int, test: float = 0.3, val: float = 0.15) -> pd.Series:
+    """Assign whole subjects to train, val and test, with equal shares of each class.
+
+    Within each class, subjects stand in the order of a hash of their identifier and are cut at the shares: no random
+    generator, the same on every machine. Subjects whose scans carry several labels are a class of their own here.
+
+    Args:
+        table: With subject_id and label, one row a scan.
+        seed: Another seed is another split.
+        test: Share of the subjects for testing.
+        val: Share of the subjects for validation.
+
+    Returns:
+        "train", "val" or "test" for each row.
+    """
+    if not (test >= 0 and val >= 0 and test + val < 1):
+        raise InputError(f"the shares test={test:g} and val={val:g} must not be negative and must leave some to train.")
+    place = {}
+    for subjects in _strata(table, seed).values():
+        n = len(subjects)
+        least = 1 if n >= 3 else 0
+        n_test = max(round(n * test), least if test else 0)
+        n_val = min(max(round(n * val), least if val else 0), n - n_test - least)
+        for position, subject in enumerate(subjects):
+            place[subject] = "test" if position < n_test else "val" if position < n_test + n_val else "train"
+    return table["subject_id"].map(place).rename("split")
+
+
+def assign_folds(table: pd.DataFrame, *, seed: int, folds: int = 5) -> pd.Series:
+    """Assign whole subjects to folds 0 ... folds - 1, each class dealt out evenly, by hash as in `assign_splits`.
+
+    Raises:
+        InputError: A class has fewer subjects than there are folds.
+    """
+    smallest = int(table.groupby("label")["subject_id"].nunique().min())
+    if not 2 <= folds <= smallest:
+        raise InputError(
+            f"{folds} folds cannot be made: the smallest class has {smallest} subjects: take 2 to {smallest}."
+        )
+    place, dealt = {}, 0
+    for subjects in _strata(table, seed).values():
+        for subject in subjects:
+            place[subject] = dealt % folds
+            dealt += 1
+    return table["subject_id"].map(place).astype(int).rename("fold")
+
+
+def read_split_files(manifest: Manifest, settings: TaskSettings, table: pd.DataFrame, cohort: str) -> pd.Series:
+    """Splits of a task as its official files give them.
+
+    Args:
+        manifest: Relative paths start at its folder.
+        settings: Of the task; its `splits` are read.
+        table: The task's scans.
+        cohort: Its name; identifiers in the files may start with it or not.
+
+    Returns:
+        The split of each row, None where no file names the scan.
+
+    Raises:
+        InputError: A file is missing or lacks a column, a scan stands twice, or no identifier of a file is known.
+    """
+    assert settings.splits is not None
+    owner = dict(zip(table["scan_uid"], table["subject_id"]))
+    place: dict[str, str] = {}
+    subjects: dict[str, str] = {}
+    for split in ("train", "val", "test"):
+        name = getattr(settings.splits, split)
+        if name is None:
+            continue
+        path = manifest.resolve(name)
+        listed = read_table(path)
+        for needed in ("subject_id", "scan_uid"):
+            if needed not in listed:
+                raise InputError(f"{path} has no column {needed!r}: its columns are {', '.join(listed.columns)}.")
+        found = 0
+        for row, subject, uid in zip(listed.index, listed["subject_id"], listed["scan_uid"]):
+            if subjects.setdefault(subject, split) != split:
+                raise InputError(
+                    f"{path}, row {row + 2}: subject {subject} is in the {subjects[subject]} file too: "
+                    "a subject must be in one split only."
+                )
+            full = uid if uid in owner else f"{cohort}/{uid}"
+            if place.setdefault(full, split) != split:
+                raise InputError(f"{path}, row {row + 2}: scan {uid} is in the {place[full]} file too: keep it in one.")
+            found += full in owner
+        if not found:
+            raise InputError(
+                f"{path}: none of its {len(listed)} scan_uid is a scan of cohort {cohort} "
+                f"(which has, for example, {next(iter(owner))}): use the same identifiers."
+            )
+    return table["scan_uid"].map(place).astype(object).where(lambda split: split.notna(), None)
+
+
+def unmatched_scans(manifest: Manifest, task: str, table: pd.DataFrame) -> list[str]:
+    """Identifiers in a task's official split files that are no scan of `table`."""
+    settings = manifest.task(task)
+    if settings.splits is None:
+        return []
+    names = [settings.splits.train, settings.splits.val, settings.splits.test]
+    listed = [uid for name in names if name for uid in read_table(manifest.resolve(name))["scan_uid"]]
+    known = {uid for full in table["scan_uid"] for uid in (full, full.removeprefix(f"{settings.cohort}/"))}
+    return [uid for uid in listed if uid not in known]
+
+
+def check_disjoint(table: pd.DataFrame, split: pd.Series, where: str = "the split") -> None:
+    """Raise an InputError that names a subject with scans on two sides of `split`, if there is one."""
+    sides = split.groupby(table["subject_id"].to_numpy()).nunique()
+    torn = sides.index[sides > 1]
+    if len(torn):
+        names = " and ".join(sorted(set(split[(table["subject_id"] == torn[0]).to_numpy()])))
+        raise InputError(f"{where}: subject {torn[0]} is in {names}: put all scans of a subject into one split.")
+
+
+def held_out_subjects(tables: Iterable[pd.DataFrame]) -> set[str]:
+    """Subjects that some task evaluates on, so that pretraining on the same cohort must leave them out.
+
+    Args:
+        tables: Task tables of one cohort with a `split` column, or with a `fold` column: then every subject is tested
+            once and all are held out.
+    """
+    held: set[str] = set()
+    for table in tables:
+        evaluated = table["split"] != "train" if "split" in table else pd.Series(True, index=table.index)
+        held |= set(table["subject_id"][evaluated])
+    return held
+
+
+def _strata(table: pd.DataFrame, seed: int) -> dict[tuple[int, ...], list[str]]:
+    """Subjects by the set of labels they carry, each list in hash order."""
+    labels = table.groupby("subject_id")["label"].agg(lambda values: tuple(sorted(set(values))))
+    strata: dict[tuple[int, ...], list[str]] = {}
+    for subject in sorted(labels.index, key=lambda subject: _order(subject, seed)):
+        strata.setdefault(labels[subject], []).append(subject)
+    return dict(sorted(strata.items()))
+
+
+def _order(subject: str, seed: int) -> tuple[str, str]:
+    return hashlib.sha256(f"{seed}/{subject}".encode()).hexdigest(), subject

@@ -1,0 +1,25 @@
+"""Figures of the report. Each function takes tables or arrays and returns a matplotlib figure; none computes a run."""
+
+from brainfm_lib.figures.brains import cohort_montage, reconstruction_panel, reconstruction_panels
+from brainfm_lib.figures.cohorts import cohort_summary, split_counts
+from brainfm_lib.figures.latents import eigenspectra, rank_measures
+from brainfm_lib.figures.probes import forest_plot
+from brainfm_lib.figures.reconstruction import error_intervals, explained_latents
+from brainfm_lib.figures.spectra import radial_spectra
+from brainfm_lib.figures.training import heldout_curves, loss_curves
+
+__all__ = [
+    "cohort_montage",
+    "cohort_summary",
+    "eigenspectra",
+    "error_intervals",
+    "explained_latents",
+    "forest_plot",
+    "heldout_curves",
+    "loss_curves",
+    "radial_spectra",
+    "rank_measures",
+    "reconstruction_panel",
+    "reconstruction_panels",
+    "split_counts",
+]

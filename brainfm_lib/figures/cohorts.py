@@ -1,0 +1,86 @@
+"""Who is in a cohort, and on which side of a split."""
+
+from collections.abc import Mapping, Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from brainfm_lib.figures.style import OTHERS, WIDTH, figure_function, nothing, panels
+
+MOST = 6  # categories drawn; the rest is summed up
+SIDES = ("train", "val", "test")
+
+
+@figure_function
+def cohort_summary(scans: Mapping[str, pd.DataFrame]) -> Figure:
+    """Scans by contrast, subjects by site, sex and age: one row of panels a cohort.
+
+    Args:
+        scans: Cohort -> its table, one row a scan, with the columns subject_id, contrast, site, sex, age (years).
+    """
+    if not scans:
+        return nothing("No cohort is present.")
+    figure, axes = plt.subplots(
+        len(scans), 4, figsize=(WIDTH, 0.5 + 1.45 * len(scans)), squeeze=False, layout="constrained", sharex="col"
+    )
+    for row, (name, table) in zip(axes, scans.items()):
+        subjects = table.drop_duplicates("subject_id")
+        _bars(row[0], table["contrast"], colour=OTHERS[0])
+        _bars(row[1], subjects["site"], colour=OTHERS[1])
+        _bars(row[2], subjects["sex"].replace({"F": "female", "M": "male"}), colour=OTHERS[3])
+        ages = pd.to_numeric(subjects["age"], errors="coerce").dropna()
+        row[3].hist(ages, bins=np.arange(0, 101, 5).tolist(), color=OTHERS[4])
+        row[3].set_ylabel("subjects")
+        row[3].set_title(f"{len(ages)} of {len(subjects)} ages known" if len(ages) < len(subjects) else "", fontsize=8)
+        row[0].set_title(f"{name}: {len(subjects)} subjects, {len(table)} scans", fontsize=9)
+    for axis, text in zip(axes[-1], ("scans, by contrast", "subjects, by site", "subjects, by sex", "age (years)")):
+        axis.set_xlabel(text)
+    return figure
+
+
+@figure_function
+def split_counts(tables: Mapping[str, pd.DataFrame], classes: Mapping[str, Sequence[str]]) -> Figure:
+    """Subjects of each class on each side of the split, or in each fold: one panel a task.
+
+    Args:
+        tables: Task -> table with subject_id, label (int) and either split (train, val, test) or fold.
+        classes: Task -> names of its classes.
+    """
+    if not tables:
+        return nothing("No task has its cohort present.")
+    figure, axes = panels(len(tables), columns=3, height=2.3)
+    for axis, (task, table) in zip(axes, tables.items()):
+        column = "split" if "split" in table else "fold"
+        units = table.drop_duplicates(["subject_id", "label"])
+        sides = [s for s in SIDES if s in set(units[column])] if column == "split" else sorted(units["fold"].unique())
+        bottom = np.zeros(len(sides))
+        for number, name in enumerate(classes[task]):
+            counts = np.array([((units[column] == side) & (units["label"] == number)).sum() for side in sides])
+            axis.bar(
+                [str(side) for side in sides], counts, bottom=bottom, color=OTHERS[number % len(OTHERS)], label=name
+            )
+            bottom += counts
+        axis.set(title=task, xlabel="side of the split" if column == "split" else "fold of the cross-validation")
+        axis.set_ylabel("subjects")
+        axis.grid(visible=False, axis="x")
+        axis.set_ylim(0, bottom.max() * 1.35)
+        axis.legend(loc="upper right", ncols=min(len(classes[task]), 2), fontsize=7, handlelength=1.0)
+    return figure
+
+
+def _bars(axis: Axes, values: pd.Series, *, colour: str) -> None:
+    """Horizontal bars of the commonest values; what is not known is counted as such."""
+    known = values.astype("object").where(values.notna() & (values.astype(str) != ""), "unknown").astype(str)
+    counts = known.value_counts()
+    counts = counts[sorted(counts.index, key=lambda name: (name == "unknown", name))] if len(counts) <= MOST else counts
+    if len(counts) > MOST:
+        rest = int(counts.iloc[MOST - 1 :].sum())
+        counts = pd.concat([counts.iloc[: MOST - 1], pd.Series({f"{len(counts) - MOST + 1} others": rest})])
+    axis.barh(list(counts.index), list(counts), color=colour, height=0.7)
+    axis.invert_yaxis()
+    axis.tick_params(axis="y", labelsize=7, length=0)
+    axis.grid(visible=False, axis="y")
+    axis.margins(y=0.08)

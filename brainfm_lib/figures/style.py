@@ -1,0 +1,114 @@
+"""One visual language: a colour and a marker for each arm, units on every axis, figures that show once."""
+
+from collections.abc import Callable, Iterable
+from functools import wraps
+from typing import Any, ParamSpec
+
+import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+P = ParamSpec("P")
+
+# Okabe and Ito's colours: a family has a hue, its regularised form is the lighter one; controls are grey.
+COLOURS = {
+    "random-init": "#7F7F7F",
+    "raw-voxels": "#B3B3B3",
+    "mae": "#0072B2",
+    "sl-mae": "#56B4E9",
+    "jepa": "#D55E00",
+    "vcr-jepa": "#E69F00",
+}
+MARKERS = {"random-init": "s", "raw-voxels": "X", "mae": "o", "sl-mae": "D", "jepa": "o", "vcr-jepa": "D"}
+TITLES = {
+    "random-init": "untrained",
+    "raw-voxels": "raw voxels",
+    "mae": "MAE",
+    "sl-mae": "SL-MAE",
+    "jepa": "JEPA",
+    "vcr-jepa": "VCR-JEPA",
+}
+TARGET = "#000000"
+OTHERS = ("#009E73", "#CC79A7", "#F0E442", "#0072B2", "#D55E00", "#56B4E9")
+SETTINGS: dict[Any, Any] = {
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.titlesize": 10,
+    "axes.titlelocation": "left",
+    "axes.labelsize": 9,
+    "figure.dpi": 120,
+    "figure.facecolor": "white",
+    "font.size": 9,
+    "grid.color": "#E6E6E6",
+    "grid.linewidth": 0.7,
+    "legend.frameon": False,
+    "legend.fontsize": 8.5,
+    "lines.linewidth": 1.6,
+    "xtick.labelsize": 8,
+    "ytick.labelsize": 8,
+}
+WIDTH = 9.0  # inches, of a full-width figure
+
+
+def figure_function(draw: Callable[P, Figure]) -> Callable[P, Figure]:
+    """Draw in the house style and close the figure, so that a notebook shows it once: as the value of the cell."""
+
+    @wraps(draw)
+    def drawn(*args: P.args, **kwargs: P.kwargs) -> Figure:
+        with plt.rc_context(SETTINGS):
+            figure = draw(*args, **kwargs)
+        plt.close(figure)
+        return figure
+
+    return drawn
+
+
+def colour(arm: str) -> str:
+    """Colour of an arm, the same in every figure."""
+    return COLOURS.get(arm, "#000000")
+
+
+def marker(arm: str) -> str:
+    """Marker of an arm, for those who do not see the colour."""
+    return MARKERS.get(arm, "^")
+
+
+def title(arm: str) -> str:
+    """Name of an arm as the report writes it."""
+    return TITLES.get(arm, arm)
+
+
+def panels(count: int, *, columns: int = 3, height: float = 2.6, **more: Any) -> tuple[Figure, list[Axes]]:
+    """A figure of `count` panels in rows of at most `columns`, full width; one panel alone is narrower."""
+    columns = max(min(columns, count), 1)
+    rows = max(-(-count // columns), 1)
+    width = WIDTH if columns > 1 else WIDTH * 0.6
+    figure, axes = plt.subplots(
+        rows, columns, figsize=(width, height * rows), squeeze=False, layout="constrained", **more
+    )
+    flat = list(axes.flat)
+    for axis in flat[count:]:
+        axis.set_axis_off()
+    return figure, flat[: max(count, 1)]
+
+
+def nothing(text: str) -> Figure:
+    """A figure that says why there is nothing to draw."""
+    figure, (axis,) = panels(1, height=0.8)
+    axis.set_axis_off()
+    axis.text(0.0, 0.5, text, va="center", transform=axis.transAxes)
+    return figure
+
+
+def legend_below(figure: Figure, axes: Iterable[Axes], *, columns: int = 6) -> None:
+    """One legend for all panels, under them."""
+    handles: dict[str, Any] = {}
+    for axis in axes:
+        for handle, label in zip(*axis.get_legend_handles_labels()):
+            handles.setdefault(label, handle)
+    if handles:
+        figure.legend(
+            list(handles.values()), list(handles), loc="outside lower center", ncols=min(columns, len(handles))
+        )

@@ -1,0 +1,175 @@
+"""Sentences under the report's figures. Each is chosen by the numbers, so that none can turn false after a re-run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import pandas as pd
+from IPython.display import Markdown
+
+from brainfm_lib.comparison import PREDICTORS, REGULARISED
+from brainfm_lib.figures.style import title
+from brainfm_lib.verdict import verdicts
+
+if TYPE_CHECKING:
+    from brainfm_lib.study import Study
+
+COLLAPSED = 0.02  # share of the width: fewer directions than this are called a collapse
+LEVEL = "tokens, position removed"
+THROUGH = {"position_mean": "the position mean", "interpolation": "the position mean with interpolation"}
+
+
+def headline(results: pd.DataFrame, differences: pd.DataFrame) -> Markdown:
+    """What beats what and what does not, a paragraph a protocol.
+
+    Args:
+        results: From `brainfm_lib.comparison.adjusted`.
+        differences: From `brainfm_lib.comparison.paired_differences`.
+    """
+    parts = verdicts(pd.concat([results, differences], ignore_index=True) if len(differences) else results)
+    return Markdown("\n\n".join(parts.values()) or "Nothing was probed.")
+
+
+def study_note(study: Study) -> Markdown:
+    """What data this is: simulated or real, how much of it, under which profile and seed."""
+    from brainfm_lib.tables import cohorts_in_use
+
+    names = cohorts_in_use(study)
+    phantom = [name for name in names if study.manifest.cohorts[name].kind == "phantom"]
+    real = [name for name in names if name not in phantom]
+    parts = []
+    if phantom:
+        parts.append(
+            f"**Phantom data.** The scans of {_list(phantom)} are simulated: real anatomy, made-up pathology. Results "
+            "on them test the methods and say nothing about a disease."
+        )
+    if real:
+        parts.append(f"**Real scans**: {_list([_cohort(study, name) for name in real])}.")
+    if study.manifest.transductive:
+        parts.append("**Transductive**: encoders may have been pretrained on subjects that tasks are tested on.")
+    geometry = study.profile.geometry
+    grid = " × ".join(map(str, geometry.grid))
+    parts.append(
+        f"Profile `{study.profile_name}`, seed {study.seed}; volumes of {grid} voxels of {geometry.spacing:g} mm."
+    )
+    return Markdown(" ".join(parts))
+
+
+def skipped_note(study: Study) -> Markdown:
+    """Tasks that cannot be run because their cohort is absent."""
+    skipped = study.manifest.skipped_tasks()
+    if not skipped:
+        return Markdown("Every task of the manifest has its data present.")
+    return Markdown(
+        "Left out, because their data are absent: " + "; ".join(f"`{t}` ({why})" for t, why in skipped.items()) + "."
+    )
+
+
+def heldout_note(metrics: Mapping[str, pd.DataFrame]) -> Markdown:
+    """Whether each arm's held-out loss fell, and whether it was still falling at the end."""
+    lines = []
+    for arm, table in metrics.items():
+        values = table["heldout"].dropna() if "heldout" in table else pd.Series(dtype=float)
+        if len(values) >= 2:
+            first, last, best = values.iloc[0], values.iloc[-1], values.min()
+            moved = "fell" if last < first else "did not fall"
+            end = "and is at its lowest at the end" if last <= best else f"and was lowest at {best:.3f} before the end"
+            lines.append(f"{title(arm)} {moved} ({first:.3f} to {last:.3f}) {end}")
+    note = "The first value is taken after a twentieth of the training, not before it."
+    jepa = "A JEPA's target moves with its encoder: its loss can rise while it learns, and fall while it collapses."
+    return Markdown(f"Held-out loss: {'; '.join(lines)}. {note} {jepa}" if lines else "No held-out loss was recorded.")
+
+
+def error_note(errors: pd.DataFrame) -> Markdown:
+    """Which arms beat which trivial predictor, by whether the paired interval excludes zero."""
+    sentences = []
+    for arm in dict.fromkeys(errors.loc[errors["baseline"] != "", "arm"]):
+        rows = errors[(errors["arm"] == arm) & (errors["baseline"] != "")].set_index("baseline")
+        better = [THROUGH[b] for b in PREDICTORS if rows.loc[b, "high"] < 0]
+        worse = [THROUGH[b] for b in PREDICTORS if rows.loc[b, "low"] > 0]
+        level = [THROUGH[b] for b in PREDICTORS if not rows.loc[b, "high"] < 0 and not rows.loc[b, "low"] > 0]
+        said = [f"beats {_list(better)}"] if better else []
+        said += [f"is worse than {_list(worse)}"] if worse else []
+        said += [f"cannot be told from {_list(level)}"] if level else []
+        name = f"{title(arm)}, through a linear read-out," if rows["readout"].any() else title(arm)
+        sentences.append(f"{name} {' and '.join(said)}")
+    if not sentences:
+        return Markdown("No arm that is shown here predicts hidden voxels.")
+    return Markdown(
+        "; ".join(sentences) + ". (A paired 95 % interval over held-out subjects that excludes zero decides.)"
+    )
+
+
+def explained_note(explained: pd.DataFrame) -> Markdown:
+    """How much of the hidden latents JEPA arms explain."""
+    if explained.empty:
+        return Markdown("No arm that is shown here predicts latents.")
+    parts = [
+        f"{title(r['arm'])} explains {100 * r['estimate']:.0f} % [{100 * r['low']:.0f}, {100 * r['high']:.0f}]"
+        + (", no more than the position mean does" if r["low"] <= 0 else "")
+        for _, r in explained.iterrows()
+    ]
+    return Markdown(
+        f"Of what varies in hidden latents at a given position, {'; '.join(parts)}. Each is a share of the arm's own "
+        "latents: a large share of latents that vary in few directions is worth little, so read it beside their rank."
+    )
+
+
+def resolution_note(table: pd.DataFrame) -> Markdown:
+    """Down to which wavelength predictions are right, and what the spectral loss changed above its cut-off."""
+    if table.empty:
+        return Markdown("No arm that is shown here predicts voxels.")
+    rows = table.set_index("arm")
+    reach = [f"{title(arm)} {_wavelength(half)}" for arm, half in rows["half"].items()]
+    text = f"Coherence stays above one half down to wavelengths of: {', '.join(reach)}."
+    if {"mae", "sl-mae"} <= set(rows.index):
+        plain, spectral = rows.loc["mae"], rows.loc["sl-mae"]
+        power = "more" if spectral["power"] > plain["power"] else "no more"
+        right = "higher" if spectral["coherence"] > plain["coherence"] else "no higher"
+        joint = "and" if (power == "more") == (right == "higher") else "but"
+        text += (
+            f" Above the cut-off SL-MAE predicts {power} power than MAE ({100 * spectral['power']:.1f} % against "
+            f"{100 * plain['power']:.1f} % of the target's) {joint} its coherence there is {right} "
+            f"({spectral['coherence']:.3f} against {plain['coherence']:.3f})."
+        )
+    return Markdown(text)
+
+
+def collapse_note(measures: Mapping[str, pd.DataFrame]) -> Markdown:
+    """Whether any encoder's features, with positions removed, have collapsed into a few directions."""
+    ranks = {arm: table.set_index("level").loc[LEVEL] for arm, table in measures.items()}
+    collapsed = [title(arm) for arm, row in ranks.items() if row["rankme_centred"] < max(COLLAPSED * row["width"], 2)]
+    listed = ", ".join(f"{title(arm)} {row['rankme_centred']:.1f} of {row['width']:.0f}" for arm, row in ranks.items())
+    verdict = f"{_list(collapsed)} **collapsed**" if collapsed else "No encoder collapsed"
+    text = f"{verdict}: with positions removed, RankMe of the centred token features is {listed}."
+    for arm, plain in REGULARISED.items():
+        if {arm, plain} <= set(ranks) and arm == "vcr-jepa":
+            more = "more" if ranks[arm]["rankme_centred"] > ranks[plain]["rankme_centred"] else "no more"
+            text += f" {title(arm)} varies in {more} directions than {title(plain)}."
+    return Markdown(f"{text} (A collapse is a RankMe below {100 * COLLAPSED:.0f} % of the width, or below 2.)")
+
+
+def chance_note(results: pd.DataFrame) -> Markdown:
+    """Which rows are above chance after Holm's adjustment, of how many."""
+    if results.empty:
+        return Markdown("Nothing was probed.")
+    sure = results[results["p_holm"] < 0.05]
+    listed = "; ".join(f"{title(arm)} on {_list(list(rows['task']))}" for arm, rows in sure.groupby("arm", sort=False))
+    said = f"{len(sure)} of {len(results)} rows" if len(sure) else f"None of the {len(results)} rows"
+    rule = "permutation of subjects' labels, Holm over all rows, 0.05"
+    verb = "is" if len(sure) < 2 else "are"
+    return Markdown(f"{said} {verb} above chance ({rule}){': ' + listed if len(sure) else ''}.")
+
+
+def _wavelength(frequency: float) -> str:
+    return f"{1 / frequency:.0f} mm" if frequency > 0 else "(at no scale)"
+
+
+def _cohort(study: Study, name: str) -> str:
+    scans = study.cohort(name).scans
+    return f"{name} ({scans['subject_id'].nunique()} subjects, {len(scans)} scans)"
+
+
+def _list(names: list[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}" if names else ""

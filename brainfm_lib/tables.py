@@ -1,0 +1,214 @@
+"""Tables of the report, as a reader sees them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from brainfm_lib.figures.style import TITLES, title
+from brainfm_lib.identity import stable_hash
+
+if TYPE_CHECKING:
+    from pandas.io.formats.style import Styler
+
+    from brainfm_lib.runs import Run
+    from brainfm_lib.study import Study
+
+SCRATCH = {"random-init": "from scratch"}  # what fine-tuning an untrained encoder is called
+
+
+def show(table: pd.DataFrame, caption: str = "", *, digits: int = 3) -> Styler:
+    """The table without its index, numbers rounded, under a caption; the same HTML for the same content."""
+    style = table.style.hide(axis="index").format(precision=digits, na_rep="–", thousands=",")
+    style = style.set_uuid(stable_hash([caption, list(map(str, table.columns))], 8))
+    left = [name for name in table.columns if not pd.api.types.is_numeric_dtype(table[name])]
+    style = style.set_properties(subset=left, **{"text-align": "left"})
+    styles = [{"selector": "caption", "props": "caption-side: top; text-align: left; padding-bottom: 0.4em"}]
+    styles.append({"selector": "th", "props": "text-align: left"})
+    return style.set_caption(caption).set_table_styles(styles)
+
+
+def task_titles(study: Study) -> dict[str, str]:
+    """Task -> its title; simulated ones say so."""
+    cohorts = study.manifest.cohorts
+    tasks = {name: study.manifest.tasks[name] for name in study.tasks}
+    return {
+        name: f"{task.title or name}{' (phantom)' if cohorts[task.cohort].kind == 'phantom' else ''}"
+        for name, task in tasks.items()
+    }
+
+
+def cohorts_in_use(study: Study) -> tuple[str, ...]:
+    """Cohorts that are present and that something is trained on or asked of."""
+    wanted = (*study.pretraining_cohorts, *(study.manifest.tasks[task].cohort for task in study.tasks))
+    return tuple(dict.fromkeys(wanted))
+
+
+def manifest_table(study: Study) -> pd.DataFrame:
+    """What the manifest offers: each cohort, what it is for, how large it is here, or why it is absent."""
+    manifest, missing, used = study.manifest, study.manifest.missing(), cohorts_in_use(study)
+    rows = []
+    for name, settings in manifest.cohorts.items():
+        tasks = [task for task, s in manifest.tasks.items() if s.cohort == name]
+        purpose = (["pretraining"] if name in manifest.pretraining else []) + tasks
+        scans = study.cohort(name).scans if name in used else None
+        rows.append(
+            {
+                "cohort": name,
+                "kind": settings.kind,
+                "used for": ", ".join(purpose) or "nothing",
+                "subjects": str(scans["subject_id"].nunique()) if scans is not None else "–",
+                "scans": str(len(scans)) if scans is not None else "–",
+                "state": f"absent: {missing[name]}" if name in missing else "present",
+                "how to get it": settings.access,
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def pretraining_table(study: Study) -> pd.DataFrame:
+    """Who is kept out of pretraining, and why, for each cohort that encoders are trained on."""
+    rows = []
+    for name, (train, heldout) in study.pretraining_rows.items():
+        subjects = study.cohort(name).scans["subject_id"]
+        rows.append(
+            {
+                "cohort": name,
+                "subjects": subjects.nunique(),
+                "trained on": subjects.iloc[train].nunique(),
+                "held out": subjects.iloc[heldout].nunique(),
+                "scans trained on": len(train),
+                "scans held out": len(heldout),
+                "tasks on the same subjects": ", ".join(
+                    t for t in study.tasks if study.manifest.tasks[t].cohort == name
+                )
+                or "none",
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def montage_scans(study: Study, most: int = 5) -> tuple[np.ndarray, list[str]]:
+    """One scan a contrast, from different cohorts where possible: volumes (n, D, H, W) in [0, 1], and their titles."""
+    found: dict[str, list[str]] = {}
+    for name in cohorts_in_use(study):
+        for contrast in study.volumes(name).scans["contrast"].unique():
+            found.setdefault(contrast, []).append(name)
+    volumes, titles = [], []
+    for place, (contrast, names) in enumerate(list(found.items())[:most]):
+        bank = study.volumes(names[place % len(names)])
+        row = int(np.flatnonzero(bank.scans["contrast"] == contrast)[0])
+        volumes.append(bank.read([row])[0])
+        titles.append(f"{contrast}\n{names[place % len(names)]}")
+    return np.stack(volumes), titles
+
+
+def example_names(study: Study, reconstructions: Mapping[str, Run]) -> list[str]:
+    """What the pictured held-out scans are: identifier, contrast, and whether simulated."""
+    names = []
+    for run in list(reconstructions.values())[:1]:
+        for _, scan in run.table("errors").iterrows():
+            kind = study.manifest.cohorts[str(scan["scan_uid"]).split("/")[0]].kind
+            names.append(f"{scan['scan_uid']}, {scan['contrast']}{' (phantom)' if kind == 'phantom' else ''}")
+    return names
+
+
+def resolution_table(table: pd.DataFrame) -> pd.DataFrame:
+    """`brainfm_lib.comparison.resolution_table` as a reader sees it."""
+    return pd.DataFrame(
+        {
+            "arm": [title(arm) for arm in table["arm"]],
+            "coherence above ½ up to (cycles/mm)": table["half"],
+            "above the noise floor up to (cycles/mm)": table["floor"],
+            "power above the cut-off (share of the target's)": table["power"],
+            "mean coherence above the cut-off": table["coherence"],
+        }
+    )
+
+
+def cost_table(runs: Mapping[str, Run]) -> pd.DataFrame:
+    """What each arm's pretraining cost.
+
+    Args:
+        runs: Arm -> its pretraining run.
+    """
+    rows: list[dict[str, Any]] = []
+    for arm, run in runs.items():
+        said = run.provenance
+        rows.append(
+            {
+                "arm": title(arm),
+                "volumes seen": said.get("volumes_seen"),
+                "minutes": round(said.get("train_seconds", np.nan) / 60, 2),
+                "volumes per second": said.get("volumes_per_second"),
+                "device": f"{said.get('device')}, {said.get('precision')}",
+                "run": run.id,
+            }
+        )
+    return pd.DataFrame(rows, columns=["arm", "volumes seen", "minutes", "volumes per second", "device", "run"])
+
+
+def results_table(results: pd.DataFrame, titles: Mapping[str, str], *, scratch: bool = False) -> pd.DataFrame:
+    """Arms down, tasks across; each cell an AUROC, its 95 % interval, and the adjusted p against chance.
+
+    Args:
+        results: From `brainfm_lib.comparison.adjusted`, of one protocol.
+        titles: Task -> its name, from `task_titles`.
+        scratch: Whether the protocol is fine-tuning, where an untrained encoder is trained from scratch.
+    """
+    arms, tasks = list(dict.fromkeys(results["arm"])), list(dict.fromkeys(results["task"]))
+    cells = {
+        (
+            r["arm"],
+            r["task"],
+        ): f"{r['estimate']:.2f} [{r['low']:.2f}, {r['high']:.2f}]<br><small>{_p(r['p_holm'])}</small>"
+        for _, r in results.iterrows()
+    }
+    columns = {titles.get(task, task): [cells.get((arm, task), "–") for arm in arms] for task in tasks}
+    return pd.DataFrame({"arm": [_name(arm, scratch) for arm in arms], **columns})
+
+
+def differences_table(differences: pd.DataFrame, titles: Mapping[str, str], *, scratch: bool = False) -> pd.DataFrame:
+    """Paired differences: pairs down, tasks across, with 95 % interval and adjusted p.
+
+    Args:
+        differences: From `brainfm_lib.comparison.paired_differences`, of one protocol.
+        titles: Task -> its name.
+        scratch: As in `results_table`.
+    """
+    rows: dict[str, dict[str, str]] = {}
+    for _, r in differences.sort_values("baseline", key=lambda b: b.map(list(TITLES).index), kind="stable").iterrows():
+        pair = f"{title(r['arm'])} − {_name(r['baseline'], scratch)}"
+        cell = f"{r['estimate']:+.2f} [{r['low']:+.2f}, {r['high']:+.2f}]<br><small>{_p(r['p_holm'])}</small>"
+        rows.setdefault(pair, {})[titles.get(r["task"], r["task"])] = cell
+    return pd.DataFrame([{"difference": pair, **cells} for pair, cells in rows.items()]).fillna("–")
+
+
+def rank_table(measures: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """Rank measures of every encoder at every level, one row each.
+
+    Args:
+        measures: Arm -> table with level, n, width and the measures.
+    """
+    parts = [table.assign(arm=title(arm)) for arm, table in measures.items()]
+    joined = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=["arm"])
+    return joined[["arm", *(name for name in joined.columns if name != "arm")]]
+
+
+def runs_table(study: Study) -> pd.DataFrame:
+    """The run behind every figure and number, by what was asked for."""
+    rows = [{"asked for": request, "run": run.id} for request, run in study.used.items()]
+    return pd.DataFrame(rows, columns=["asked for", "run"])
+
+
+def _name(arm: str, scratch: bool) -> str:
+    return SCRATCH.get(arm, title(arm)) if scratch else title(arm)
+
+
+def _p(value: float) -> str:
+    if pd.isna(value):
+        return "p –"
+    return "p < 0.001" if value < 0.001 else f"p = {value:.3f}"

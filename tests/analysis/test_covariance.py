@@ -1,0 +1,113 @@
+import numpy as np
+import pytest
+import torch
+
+from brainfm_lib.analysis.covariance import (
+    alpha_req,
+    debiased_cka,
+    eigenspectrum,
+    mean_abs_correlation,
+    participation_ratio,
+    rank_measures,
+    rankme,
+    remove_position_mean,
+)
+
+
+def noise(*shape, seed=0):
+    return np.random.default_rng(seed).standard_normal(shape)
+
+
+def rotation(d, seed=3):
+    return np.linalg.qr(noise(d, d, seed=seed))[0]
+
+
+def planted(eigenvalues, n=400, seed=0):
+    """Features (n, D) whose covariance has exactly these eigenvalues."""
+    x = noise(n, len(eigenvalues), seed=seed)
+    u = np.linalg.qr(x - x.mean(0))[0]
+    return u * np.sqrt(np.asarray(eigenvalues) * (n - 1)) @ rotation(len(eigenvalues))
+
+
+@pytest.mark.parametrize("shape", [(300, 20), (20, 300)])
+def test_eigenspectrum_and_rankme_equal_the_svd(shape):
+    x = noise(*shape) + 1
+    centred = np.linalg.svd(x - x.mean(0), compute_uv=False)
+    np.testing.assert_allclose(eigenspectrum(x), centred**2 / (len(x) - 1), rtol=1e-8, atol=1e-10)
+    p = np.linalg.svd(x, compute_uv=False)
+    p /= p.sum()
+    assert rankme(x, centred=False) == pytest.approx(np.exp(-(p * np.log(p)).sum()))
+
+
+def test_isotropic_features_have_full_rank():
+    x = noise(200_000, 12)
+    assert rankme(x, centred=True) == pytest.approx(12, rel=1e-3)
+    assert participation_ratio(x) == pytest.approx(12, rel=1e-3)
+
+
+def test_centring_matters():
+    x = noise(500, 50) + 100
+    assert rankme(x, centred=False) < 5 < 45 < rankme(x, centred=True)
+
+
+def test_planted_spectra_are_recovered():
+    eigenvalues = np.arange(1.0, 101) ** -1.3
+    x = planted(eigenvalues)
+    np.testing.assert_allclose(eigenspectrum(x), eigenvalues, rtol=1e-8)
+    assert alpha_req(x, ranks=(1, 100)) == pytest.approx(1.3)
+    assert participation_ratio(x) == pytest.approx(eigenvalues.sum() ** 2 / (eigenvalues**2).sum())
+
+
+def test_collapsed_features_have_rank_one_or_none():
+    line = np.outer(noise(50), noise(30))
+    assert rankme(line, centred=True) == pytest.approx(1)
+    assert participation_ratio(line) == pytest.approx(1)
+    assert np.isnan(alpha_req(line))
+    assert rankme(np.ones((50, 30)), centred=True) == 0
+    assert participation_ratio(np.ones((50, 30))) == 0
+
+
+def test_mean_abs_correlation_equals_numpy_and_ignores_constant_features():
+    x = noise(100, 8) @ rotation(8) * np.arange(1, 9)
+    x[:, 1] += x[:, 0]
+    c = np.corrcoef(x.T)
+    expected = np.abs(c[~np.eye(8, dtype=bool)]).mean()
+    assert mean_abs_correlation(x) == pytest.approx(expected)
+    assert mean_abs_correlation(np.c_[x, np.full(100, 7.0)]) == pytest.approx(expected)
+    assert np.isnan(mean_abs_correlation(np.ones((10, 3))))
+
+
+def test_cka_of_unrelated_features_is_zero_even_when_they_are_wide():
+    values = [debiased_cka(noise(60, 500, seed=2 * s), noise(60, 400, seed=2 * s + 1)) for s in range(40)]
+    assert np.mean(values) == pytest.approx(0, abs=0.02)
+
+
+def test_cka_is_invariant_to_rotation_scale_and_offset():
+    x = noise(80, 20) * np.arange(1, 21)
+    assert debiased_cka(x, 3 * x @ rotation(20) + 5) == pytest.approx(1)
+    y = x[:, :5] + noise(80, 5, seed=9)
+    assert debiased_cka(x @ rotation(20), y) == pytest.approx(debiased_cka(x, y))
+
+
+def test_position_codes_are_removed():
+    tokens = noise(16, 10, 4)
+    code = 50 * noise(1, 10, 4, seed=2)
+    np.testing.assert_allclose(remove_position_mean(tokens + code), tokens - tokens.mean(0), atol=1e-12)
+    assert torch.is_tensor(remove_position_mean(torch.ones(2, 3, 4)))
+
+
+def test_rank_measures_collects_them_all():
+    x = torch.from_numpy(noise(90, 40)).float()
+    measures = rank_measures(x)
+    assert measures["rankme_centred"] == pytest.approx(rankme(x, centred=True))
+    assert measures["rankme_uncentred"] == pytest.approx(rankme(x, centred=False))
+    assert measures["alpha_req"] == pytest.approx(alpha_req(x))
+    assert measures["participation_ratio"] == pytest.approx(participation_ratio(x))
+    assert measures["mean_abs_correlation"] == pytest.approx(mean_abs_correlation(x))
+
+
+def test_bad_features_are_named():
+    with pytest.raises(ValueError, match="not finite"):
+        rankme(np.full((4, 2), np.nan), centred=True)
+    with pytest.raises(ValueError, match="two samples"):
+        eigenspectrum(np.ones((1, 3)))

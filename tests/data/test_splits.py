@@ -1,0 +1,169 @@
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from brainfm_lib.data.cohort import describe_cohort
+from brainfm_lib.data.prepare import check
+from brainfm_lib.data.splits import (
+    assign_folds,
+    assign_splits,
+    check_disjoint,
+    held_out_subjects,
+    task_table,
+)
+from brainfm_lib.errors import InputError
+
+SPEC = {"subjects": 60, "scans_per_subject": 2, "conditions": {"NC": 0.4, "MCI": 0.3, "AD": 0.3}}
+COHORT = {"p": {"kind": "phantom", "spec": SPEC}}
+TASK = {"cohort": "p", "label": "diagnosis", "mapping": {"NC": 0, "AD": 1, "MCI": None}, "classes": ["NC", "AD"]}
+
+
+@st.composite
+def tables(draw):
+    """Scans of subjects with one to four scans each, some with several labels, rows in any order."""
+    subjects = draw(st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=4), min_size=1, max_size=60))
+    names = draw(st.lists(st.text(min_size=1, max_size=4), min_size=len(subjects), max_size=len(subjects), unique=True))
+    rows = [(name, label) for name, labels in zip(names, subjects) for label in labels]
+    return pd.DataFrame(draw(st.permutations(rows)), columns=["subject_id", "label"])
+
+
+@settings(max_examples=150, deadline=None)
+@given(table=tables(), seed=st.integers(0, 9), test=st.floats(0.05, 0.6), val=st.floats(0.0, 0.3))
+def test_splits_keep_subjects_whole_and_shares_exact(table, seed, test, val):
+    split = assign_splits(table, seed=seed, test=test, val=val)
+    check_disjoint(table, split)
+    assert set(split) <= {"train", "val", "test"} and split.index.equals(table.index)
+    place = dict(zip(table["subject_id"], split))
+    strata = table.groupby("subject_id")["label"].agg(lambda values: tuple(sorted(set(values))))
+    for stratum in set(strata):
+        places = [place[subject] for subject in strata.index[strata == stratum]]
+        n = len(places)
+        assert abs(places.count("test") - n * test) <= 1
+        assert abs(places.count("val") - n * val) <= 1.5
+        if n >= 3:
+            assert "train" in places and "test" in places
+    shuffled = table.sample(frac=1, random_state=1)
+    assert assign_splits(shuffled, seed=seed, test=test, val=val).sort_index().equals(split)
+
+
+@settings(max_examples=100, deadline=None)
+@given(table=tables(), seed=st.integers(0, 9), folds=st.integers(2, 5))
+def test_folds_keep_subjects_whole_and_are_even(table, seed, folds):
+    if table.groupby("label")["subject_id"].nunique().min() < folds:
+        with pytest.raises(InputError, match="smallest class"):
+            assign_folds(table, seed=seed, folds=folds)
+        return
+    fold = assign_folds(table, seed=seed, folds=folds)
+    check_disjoint(table, fold.astype(str))
+    sizes = table.assign(fold=fold).groupby("fold")["subject_id"].nunique().reindex(range(folds), fill_value=0)
+    assert sizes.max() - sizes.min() <= 1
+
+
+def test_split_is_the_same_on_every_machine():
+    table = pd.DataFrame({"subject_id": [f"sub-{i}" for i in range(10)], "label": [0, 1] * 5})
+    assert "".join(split[:2] for split in assign_splits(table, seed=0)) == "tetrtetetrtetrtrvava"
+    assert list(assign_splits(table, seed=1)) != list(assign_splits(table, seed=0))
+
+
+def test_task_table_maps_labels_and_points_at_rows(make_manifest):
+    manifest = make_manifest(cohorts=COHORT, tasks={"t": {**TASK, "contrasts": ["T1w", "T2w"]}})
+    cohort = describe_cohort(manifest, "p")
+    table = task_table(manifest, "t", cohort)
+    rows = cohort.scans.iloc[table["row"]].reset_index(drop=True)
+    assert (rows["scan_uid"] == table["scan_uid"]).all() and set(rows["contrast"]) == {"T1w", "T2w"}
+    assert (rows["diagnosis"].map({"NC": 0, "AD": 1}) == table["label"]).all()
+    assert (
+        len(table)
+        == (cohort.scans["diagnosis"].isin(["NC", "AD"]) & cohort.scans["contrast"].isin(["T1w", "T2w"])).sum()
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"label": "dx"}, r"task t: cohort p has no column 'dx'.*diagnosis"),
+        ({"mapping": {"NC": 0, "AD": 1}}, r"task t: the column 'diagnosis' holds 'MCI'.*null"),
+        ({"mapping": {"NC": 0, "ad": 1, "*": None}}, r"no scan has the class AD"),
+        ({"contrasts": ["SWI"]}, r"contrast 'SWI'.*T1w"),
+    ],
+)
+def test_bad_tasks(make_manifest, change, words):
+    manifest = make_manifest(cohorts=COHORT, tasks={"t": {**TASK, **change}})
+    with pytest.raises(InputError, match=words):
+        task_table(manifest, "t", describe_cohort(manifest, "p"))
+    assert any(finding.level == "error" and finding.where == "task t" for finding in check(manifest.path))
+
+
+def test_unlisted_labels_can_be_left_out_and_unknown_ones_named(make_bids, make_manifest):
+    root = make_bids(4)
+    table = root / "participants.tsv"
+    table.write_text(table.read_text().replace("03\t23\tf\tcontrol", "03\t23\tf\tn/a"))
+    task = {"cohort": "b", "label": "group", "classes": ["control", "patient"]}
+    for extra in ({"n/a": None}, {"*": None}):
+        manifest = make_manifest(
+            cohorts={"b": {"kind": "bids", "root": "bids"}},
+            tasks={"t": {**task, "mapping": {"control": 0, "patient": 1, **extra}}},
+        )
+        assert list(task_table(manifest, "t", describe_cohort(manifest, "b"))["label"]) == [1, 1, 0]
+
+
+def write_splits(folder, cohort, **parts):
+    for name, subjects in parts.items():
+        scans = cohort.scans[cohort.scans["subject_id"].isin(subjects)]
+        uids = scans["scan_uid"].str.removeprefix("p/")
+        pd.DataFrame({"subject_id": scans["subject_id"], "scan_uid": uids}).to_csv(folder / f"{name}.csv", index=False)
+
+
+def official(make_manifest):
+    splits = {name: f"{name}.csv" for name in ("train", "val", "test")}
+    return make_manifest(cohorts=COHORT, tasks={"t": {**TASK, "splits": splits}})
+
+
+def test_official_split_files_are_followed(make_manifest, tmp_path):
+    manifest = official(make_manifest)
+    cohort = describe_cohort(manifest, "p")
+    subjects = sorted(cohort.scans["subject_id"].unique())
+    write_splits(tmp_path, cohort, train=subjects[:30], val=subjects[30:40], test=subjects[40:55])
+    table = task_table(manifest, "t", cohort)
+    assert set(table["subject_id"]) <= set(subjects[:55])
+    assert (table["split"] == table["subject_id"].map(dict.fromkeys(subjects[:30], "train")).fillna("x")).any()
+    assert held_out_subjects([table]) == {s for s in table["subject_id"] if s in subjects[30:55]}
+    # The files name MCI scans, which the task leaves out: they are counted, not hidden.
+    assert any("match no scan" in finding.sentence for finding in check(manifest.path))
+
+
+def test_subject_on_both_sides_of_official_splits_is_an_error(make_manifest, tmp_path):
+    manifest = official(make_manifest)
+    cohort = describe_cohort(manifest, "p")
+    subjects = sorted(cohort.scans["subject_id"].unique())
+    write_splits(tmp_path, cohort, train=subjects[:30], val=subjects[30:40], test=subjects[29:55])
+    with pytest.raises(InputError, match=r"test\.csv, row 2: subject sub-00029 is in the train file too"):
+        task_table(manifest, "t", cohort)
+    assert any(finding.level == "error" and "sub-00029" in finding.sentence for finding in check(manifest.path))
+
+
+def test_bad_split_files(make_manifest, tmp_path):
+    manifest = official(make_manifest)
+    cohort = describe_cohort(manifest, "p")
+    with pytest.raises(InputError, match=r"train\.csv does not exist"):
+        task_table(manifest, "t", cohort)
+    (tmp_path / "train.csv").write_text("subject_id,scan\nx,y\n")
+    with pytest.raises(InputError, match="no column 'scan_uid'"):
+        task_table(manifest, "t", cohort)
+    (tmp_path / "train.csv").write_text("subject_id,scan_uid\nx,y\n")
+    with pytest.raises(InputError, match=r"none of its 1 scan_uid is a scan of cohort p"):
+        task_table(manifest, "t", cohort)
+
+
+def test_disjointness_names_the_subject():
+    table = pd.DataFrame({"subject_id": ["a", "a", "b"]})
+    with pytest.raises(InputError, match="subject a is in test and train"):
+        check_disjoint(table, pd.Series(["train", "test", "val"]))
+
+
+def test_held_out_subjects_of_splits_and_folds():
+    table = pd.DataFrame({"subject_id": list("abc"), "split": ["train", "val", "test"]})
+    folded = pd.DataFrame({"subject_id": list("de"), "fold": [0, 1]})
+    assert held_out_subjects([table, folded]) == set("bcde")
+    assert held_out_subjects([]) == set()

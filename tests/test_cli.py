@@ -1,0 +1,166 @@
+"""The command line as a person meets it: one sentence, exit status 2, nothing half-written."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+def brainfm(*words, cwd, **environment):
+    """Run the real command in its own process."""
+    env = {**os.environ, "BRAINFM_ROOT": str(cwd), "BRAINFM_RUNS": str(cwd / "runs"), **environment}
+    env["BRAINFM_STORE"] = str(cwd / "store")
+    command = [sys.executable, "-m", "brainfm_lib.cli", *words]
+    return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=300)
+
+
+def write_scan(path: Path, data: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nib.save(nib.Nifti1Image(data.astype(np.float32), np.diag([4.0, 4.0, 4.0, 1.0])), path)
+
+
+def brain(seed=0) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    axes = np.stack(np.meshgrid(*(np.linspace(-1, 1, 40),) * 3, indexing="ij"))
+    inside = (axes**2).sum(0) < 0.6
+    return inside * (100 + 30 * np.sin(6 * axes).sum(0) + rng.normal(0, 5, inside.shape))
+
+
+@pytest.fixture
+def project(tmp_path):
+    """Six subjects as BIDS with a two-class label."""
+    folder = tmp_path / "scans"
+    rows = ["participant_id\tage\tsex\tgroup"]
+    for i in range(6):
+        write_scan(folder / f"sub-{i}" / "anat" / f"sub-{i}_T1w.nii.gz", brain(i))
+        rows.append(f"sub-{i}\t{30 + i}\tF\t{'case' if i % 2 else 'control'}")
+    (folder / "participants.tsv").write_text("\n".join(rows) + "\n")
+    (tmp_path / "data_manifest.yaml").write_text(
+        "version: 1\npretraining: [clinic]\ntransductive: true\n"
+        "cohorts:\n  clinic: {kind: bids, root: scans}\n"
+        "tasks:\n  disease: {cohort: clinic, label: group, mapping: {control: 0, case: 1}, classes: [control, case]}\n"
+    )
+    return tmp_path
+
+
+def one_sentence(result) -> str:
+    """The last line on stderr, which names what is wrong; no traceback anywhere."""
+    assert result.returncode == 2, result.stdout + result.stderr
+    assert "Traceback" not in result.stderr
+    return result.stderr.strip().splitlines()[-1]
+
+
+def test_check_and_prepare_succeed_on_good_data(project):
+    result = brainfm("check", cwd=project)
+    assert result.returncode == 0 and "6 scans" in result.stdout
+    assert not (project / "store").exists() or not list((project / "store").glob("*/*.npy"))
+    result = brainfm("prepare", "--profile", "tiny", cwd=project)
+    assert result.returncode == 0 and "6 of 6 scans ready" in result.stdout, result.stderr
+
+
+BAD = {
+    "four dimensions": (np.zeros((20, 20, 20, 3)), ["sub-2", "4"]),
+    "not finite": (np.full((40, 40, 40), np.nan), ["sub-2", "finite"]),
+    "constant": (np.ones((40, 40, 40)), ["sub-2", "every voxel is 1"]),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_a_bad_volume_is_named_and_the_others_are_prepared(project, case):
+    data, words = BAD[case]
+    write_scan(project / "scans" / "sub-2" / "anat" / "sub-2_T1w.nii.gz", data)
+    result = brainfm("prepare", "--profile", "tiny", cwd=project)
+    sentence = one_sentence(result)
+    assert all(word in sentence for word in words), sentence
+    assert "5 of 6 scans ready" in result.stdout
+    assert not list((project / "store").rglob("*.tmp*"))
+
+
+def test_a_missing_file_of_a_table_is_named_with_its_row(project):
+    (project / "scans.csv").write_text(
+        "path,subject_id,contrast\nscans/sub-0/anat/sub-0_T1w.nii.gz,a,T1w\nnone.nii.gz,b,T1w\n"
+    )
+    (project / "data_manifest.yaml").write_text(
+        "version: 1\npretraining: [t]\ncohorts:\n  t: {kind: table, table: scans.csv}\n"
+    )
+    result = brainfm("check", cwd=project)
+    assert result.returncode == 2 and "none.nii.gz" in result.stdout and "row 3" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("label: group", "label: grupe", ["grupe", "columns are"]),
+        ("{control: 0, case: 1}", "{control: 0, patient: 1}", ["'case'", "mapping"]),
+    ],
+)
+def test_unknown_columns_and_labels_are_named(project, old, new, words):
+    file = project / "data_manifest.yaml"
+    file.write_text(file.read_text().replace(old, new))
+    result = brainfm("check", cwd=project)
+    assert result.returncode == 2 and all(word in result.stdout for word in words), result.stdout
+
+
+def test_a_subject_on_both_sides_of_official_splits_is_an_error(project):
+    uids = [f"clinic/sub-{i}_T1w" for i in range(6)]
+    for name, chosen in (("train", [0, 1, 2, 3]), ("test", [3, 4, 5])):
+        lines = [f"sub-{i},{uids[i]}" for i in chosen]
+        (project / f"{name}.csv").write_text("subject_id,scan_uid\n" + "\n".join(lines) + "\n")
+    file = project / "data_manifest.yaml"
+    file.write_text(
+        file.read_text().replace(
+            "classes: [control, case]", "classes: [control, case], splits: {train: train.csv, test: test.csv}"
+        )
+    )
+    result = brainfm("check", cwd=project)
+    assert result.returncode == 2 and "sub-3" in result.stdout and "one split only" in result.stdout, result.stdout
+
+
+def test_pretraining_from_the_command_line_leaves_a_run_and_resumes_for_free(project):
+    first = brainfm("pretrain", "--profile", "tiny", "--objective", "mae", "--cpu", cwd=project)
+    assert first.returncode == 0, first.stderr
+    name = first.stdout.strip().split()[-1]
+    assert brainfm("pretrain", "--profile", "tiny", "--objective", "mae", "--cpu", cwd=project).stdout == first.stdout
+    listed = brainfm("runs", "list", cwd=project)
+    assert listed.returncode == 0 and name in listed.stdout and "mae" in listed.stdout
+    shown = brainfm("runs", "show", name[:14], cwd=project)
+    assert shown.returncode == 0 and "encoder/model.safetensors" in shown.stdout
+    provenance = json.loads((project / "runs" / name / "provenance.json").read_text())
+    assert provenance["device"] == "cpu" and provenance["volumes_seen"] == 96
+    assert brainfm("runs", "rm", name, cwd=project).returncode == 0
+    assert "no run is called" in one_sentence(brainfm("runs", "show", name, cwd=project))
+
+
+def test_pretraining_within_minutes_keeps_its_plan(project):
+    words = ("pretrain", "--profile", "tiny", "--objective", "all", "--minutes", "0.5", "--cpu")
+    first = brainfm(*words, cwd=project)
+    assert first.returncode == 0, first.stderr
+    assert first.stdout.count("pretrain-") == 4
+    again = brainfm(*words, cwd=project)
+    assert [line.split(" (")[0] for line in again.stdout.splitlines()] == [
+        line.split(" (")[0] for line in first.stdout.splitlines()
+    ]
+    sentence = one_sentence(brainfm(*words[:-2], "0.0001", "--cpu", cwd=project))
+    assert "give more minutes" in sentence
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (("pretrain", "--profile", "nothing"), "choose among"),
+        (("pretrain", "--profile", "tiny", "--objective", "mea"), "There is no arm 'mea'"),
+        (("check", "--manifest", "nowhere.yaml"), "nowhere.yaml"),
+        (("runs", "rm", "nothing"), "brainfm runs list"),
+    ],
+)
+def test_wrong_words_end_in_one_sentence(project, words, expected):
+    result = brainfm(*words, cwd=project)
+    assert result.returncode == 2 and expected in result.stdout + result.stderr
+    assert "Traceback" not in result.stderr

@@ -1,0 +1,52 @@
+"""Profiles: all of them load, and every mistake is named."""
+
+import dataclasses
+
+import pytest
+
+from brainfm_lib.config import PROFILES, Profile, load_profile
+from brainfm_lib.errors import InputError
+from brainfm_lib.objectives import ARMS
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in PROFILES.glob("*.yaml")))
+def test_every_shipped_profile_loads_and_gives_matched_arms(name):
+    profile = load_profile(name)
+    assert isinstance(profile, Profile)
+    configs = [profile.pretraining(arm, 0) for arm in ARMS]
+    for other in configs[1:]:
+        for field in ("geometry", "mask", "augment", "seed"):
+            assert getattr(other, field) == getattr(configs[0], field)
+        assert other.objective.encoder == configs[0].objective.encoder
+        assert dataclasses.replace(other.optimiser, lr=0.0) == dataclasses.replace(configs[0].optimiser, lr=0.0)
+
+
+def test_overrides_reach_into_the_profile():
+    profile = load_profile("tiny", {"optimiser.steps": 7, "spectral.weight": "5e-2", "geometry.grid": [16, 24, 32]})
+    assert profile.optimiser.steps == 7 and profile.spectral.weight == 0.05 and profile.geometry.grid == (16, 24, 32)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        ({"optimiser.stepz": 1}, "has no 'stepz': its names are lr"),
+        ({"optimiser.steps": "many"}, "steps must be int, not 'many'"),
+        ({"optimiser.steps": True}, "steps must be int"),
+        ({"geometry.grid": [32, 32]}, "must hold 3 values"),
+        ({"spectral.mode": "phase"}, "spectral mode must be one of logmag"),
+        ({"encoder.embed_dim": 100}, "multiple of heads"),
+        ({"optimiser.lr.peak": 1.0}, "reaches into 'lr'"),
+        ({"mask": 3}, "must be a mapping"),
+    ],
+)
+def test_mistakes_end_in_one_sentence_that_names_the_place(overrides, words):
+    with pytest.raises(InputError, match=words) as caught:
+        load_profile("tiny", overrides)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_unknown_profile_lists_the_known_ones():
+    with pytest.raises(InputError, match="choose among paper, quick, reference, tiny"):
+        load_profile("quik")
+    with pytest.raises(InputError, match="There is no arm 'mea'"):
+        load_profile("tiny").pretraining("mea", 0)

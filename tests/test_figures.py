@@ -1,0 +1,291 @@
+"""Figures of the report, on small tables of the shape that runs have."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+from IPython.display import Markdown
+from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
+
+from brainfm_lib import comparison, figures, notes, tables
+from brainfm_lib.data.geometry import Geometry
+from brainfm_lib.figures import style
+from brainfm_lib.objectives import ARMS, CONTROL
+
+GEOMETRY = Geometry((16, 20, 18), 8.0)
+TRAINED = tuple(ARMS)
+COMPARED = (CONTROL, "raw-voxels", *ARMS)
+RNG = np.random.default_rng(0)
+
+
+def metrics(arm: str) -> pd.DataFrame:
+    volumes = np.arange(1, 201) * 64.0
+    falling = 0.2 + 0.3 * np.exp(-volumes / 3000) + 0.01 * RNG.standard_normal(200)
+    table = pd.DataFrame({"volumes": volumes, ("prediction" if "jepa" in arm else "reconstruction"): falling})
+    table["heldout"] = np.where(np.arange(200) % 10 == 9, falling + 0.02, np.nan)
+    extra = {"sl-mae": ["spectral", "gradient_ratio"], "vcr-jepa": ["variance", "covariance"]}
+    return table.assign(**dict.fromkeys(extra.get(arm, []), falling * 2))
+
+
+def errors(arm: str) -> pd.DataFrame:
+    base = 0.3 + 0.05 * RNG.random(24)
+    gain = {"mae": 0.05, "sl-mae": 0.04, "jepa": -0.03, "vcr-jepa": 0.0}[arm]
+    noise = 0.01 * RNG.standard_normal(24)
+    table = pd.DataFrame({"subject_id": [f"s{i // 2}" for i in range(24)], "model": base - gain + noise})
+    table = table.assign(position_mean=base + 0.02, interpolation=base)
+    return table.assign(latent=base, latent_position_mean=base * 1.5 + noise) if "jepa" in arm else table
+
+
+def spectra(arm: str) -> pd.DataFrame:
+    frequency = np.linspace(0.005, 0.087, 16)
+    power, kept = 1e4 * frequency**-2.5, np.exp(-frequency * 40)
+    kept = kept * 0.5 if arm == "mae" else kept
+    return pd.DataFrame({"frequency": frequency, "power_target": power, "power_prediction": power * kept}).assign(
+        coherence_prediction=np.exp(-frequency * 30), noise_floor=0.02 + 0.001 / frequency
+    )
+
+
+def eigenspectrum(arm: str) -> pd.DataFrame:
+    steep = 2.5 if arm == "jepa" else 1.0
+    levels = ("pooled", "tokens", "tokens, position removed")
+    rank = np.arange(1, 49)
+    return pd.concat([pd.DataFrame({"level": v, "rank": rank, "eigenvalue": rank**-steep}) for v in levels])
+
+
+def measures(arm: str, rank: float = 20.0) -> pd.DataFrame:
+    levels = ["pooled", "tokens", "tokens, position removed"]
+    table = pd.DataFrame(
+        {"level": levels, "n": 256, "width": 48, "rankme_centred": rank, "participation_ratio": 8.0, "alpha_req": 1.0}
+    )
+    return table.assign(rankme_centred=[rank, rank * 0.6, rank * 0.4])
+
+
+def results(arms: tuple[str, ...] = COMPARED, tasks: tuple[str, ...] = ("ad", "mci", "grade")) -> pd.DataFrame:
+    rows = [
+        {"arm": a, "task": t, "protocol": "linear", "metric": "auroc", "estimate": 0.5 + 0.05 * i, "run": f"probe-{a}"}
+        for i, a in enumerate(arms)
+        for t in tasks
+    ]
+    table = pd.DataFrame(rows, columns=["arm", "task", "protocol", "metric", "estimate", "run"])
+    return table.assign(low=table["estimate"] - 0.1, high=table["estimate"] + 0.1, p_permutation=0.004)
+
+
+def cohort(subjects: int) -> pd.DataFrame:
+    return pd.DataFrame(
+        {
+            "subject_id": [f"s{i}" for i in range(subjects)],
+            "contrast": RNG.choice(["T1w", "T2w", "FLAIR"], subjects),
+            "site": RNG.choice([f"site-{i}" for i in range(9)], subjects),
+            "sex": RNG.choice(["F", "M", ""], subjects),
+            "age": np.where(RNG.random(subjects) < 0.1, np.nan, RNG.normal(60, 15, subjects)),
+            "label": RNG.integers(2, size=subjects),
+            "split": RNG.choice(["train", "val", "test"], subjects),
+            "fold": RNG.integers(5, size=subjects),
+        }
+    )
+
+
+def head() -> np.ndarray:
+    """A bright ellipsoid that is brighter on the subject's right, in front and on top."""
+    axes = [np.linspace(-1, 1, n) for n in GEOMETRY.grid]
+    x, y, z = np.meshgrid(*axes, indexing="ij")
+    return np.where(x**2 + y**2 + z**2 < 0.8, 0.5 + 0.15 * (x + y + z), 0).astype(np.float32)
+
+
+def examples() -> np.ndarray:
+    target = (head() - 0.3) * 4
+    visible = np.where(RNG.random(target.shape) < 0.25, target, np.nan)
+    filled = np.where(np.isnan(visible), target * 0.8, target)
+    return np.stack([target, visible, filled, filled - target])
+
+
+def all_figures(arms: tuple[str, ...]) -> dict[str, Figure]:
+    trained = [arm for arm in arms if arm in ARMS]
+    encoders = [arm for arm in arms if arm != "raw-voxels"]
+    of_errors = {arm: errors(arm) for arm in trained}
+    cohorts = {"pretraining": cohort(300), "clinic": cohort(28)}
+    return {
+        "cohort_montage": figures.cohort_montage(np.stack([head()] * 4), ["T1w", "T2w", "FLAIR", "PDw"], GEOMETRY),
+        "cohort_summary": figures.cohort_summary(cohorts),
+        "split_counts": figures.split_counts(
+            {"ad": cohort(300), "depression": cohort(28).drop(columns="split")},
+            {"ad": ["normal", "AD"], "depression": ["control", "depression"]},
+        ),
+        "loss_curves": figures.loss_curves({arm: metrics(arm) for arm in trained}),
+        "heldout_curves": figures.heldout_curves({arm: metrics(arm) for arm in trained}),
+        "reconstruction_panel": figures.reconstruction_panel({a: examples() for a in trained}, GEOMETRY, "sub-1, T1w"),
+        "error_intervals": figures.error_intervals(comparison.error_table(of_errors, draws=200)),
+        "explained_latents": figures.explained_latents(comparison.explained_table(of_errors, draws=200)),
+        "radial_spectra": figures.radial_spectra({a: spectra(a) for a in trained}, marks={"one cycle a patch": 0.022}),
+        "eigenspectra": figures.eigenspectra({arm: eigenspectrum(arm) for arm in encoders}),
+        "rank_measures": figures.rank_measures({arm: measures(arm) for arm in encoders}),
+        "forest_plot": figures.forest_plot(results(arms), {"grade": "Tumour grade 2 against 3 and 4 (phantom)"}),
+    }
+
+
+@pytest.fixture(scope="module")
+def drawn() -> dict[str, Figure]:
+    return all_figures(COMPARED)
+
+
+def test_every_public_figure_is_drawn_here(drawn: dict[str, Figure]) -> None:
+    assert set(drawn) == set(figures.__all__) - {"reconstruction_panels"}
+
+
+@pytest.mark.parametrize("name", sorted(set(figures.__all__) - {"reconstruction_panels"}))
+def test_axes_name_what_they_show(drawn: dict[str, Figure], name: str, tmp_path: Path) -> None:
+    figure = drawn[name]
+    figure.savefig(tmp_path / "figure.png")
+    for axis in figure.axes:
+        if axis.images or not axis.axison:
+            continue
+        names = {figure.get_supxlabel(), axis.get_xlabel(), axis.get_ylabel()}
+        names |= {other.get_xlabel() for other in axis.get_shared_x_axes().get_siblings(axis)}
+        assert names - {""}
+
+
+@pytest.mark.parametrize(
+    ("name", "units"),
+    [
+        ("radial_spectra", ["cycles/mm", "z-score² mm³", "−1 to 1"]),
+        ("loss_curves", ["volumes seen", "½ z-score²", "mean |Δ latent|", "(ratio)"]),
+        ("error_intervals", ["z-score²"]),
+        ("eigenspectra", ["share of the variance"]),
+        ("cohort_summary", ["age (years)", "subjects"]),
+        ("reconstruction_panel", ["z-score"]),
+        ("forest_plot", ["AUROC, 95 % interval over subjects"]),
+    ],
+)
+def test_axes_have_units(drawn: dict[str, Figure], name: str, units: list[str]) -> None:
+    texts = [drawn[name].get_supxlabel(), *(t for a in drawn[name].axes for t in (a.get_xlabel(), a.get_ylabel()))]
+    assert all(any(unit in text for text in texts) for unit in units)
+
+
+@pytest.mark.parametrize("arms", [("mae",), ("vcr-jepa",), (CONTROL,), ()])
+def test_one_arm_or_none_is_enough(arms: tuple[str, ...], tmp_path: Path) -> None:
+    for figure in all_figures(arms).values():
+        figure.savefig(tmp_path / "figure.png")
+
+
+@pytest.mark.parametrize("name", ["loss_curves", "heldout_curves", "eigenspectra", "radial_spectra"])
+def test_an_arm_has_the_same_colour_everywhere(drawn: dict[str, Figure], name: str) -> None:
+    colours = {style.title(arm): style.colour(arm) for arm in COMPARED}
+    lines = [line for axis in drawn[name].axes for line in axis.lines if line.get_label() in colours]
+    assert lines and all(to_hex(line.get_color()) == colours[line.get_label()].lower() for line in lines)
+
+
+def test_style_knows_every_arm_and_tells_arms_apart() -> None:
+    assert {arm: style.TITLES[arm] for arm in ARMS} == {arm: row.title for arm, row in ARMS.items()}
+    assert (comparison.CONTROL, comparison.RAW_VOXELS) == (CONTROL, "raw-voxels")
+    assert set(style.COLOURS) == set(style.MARKERS) == set(style.TITLES) == set(COMPARED)
+    assert len(set(style.COLOURS.values())) == len(COMPARED)
+
+
+def test_slices_are_in_the_neurological_convention(drawn: dict[str, Figure]) -> None:
+    axial, coronal, sagittal = (drawn["cohort_montage"].axes[4 * row] for row in range(3))
+    for axis, letters in ((axial, "LRPA"), (coronal, "LRIS"), (sagittal, "PAIS")):
+        assert "".join(text.get_text() for text in axis.texts)[:4] == letters
+        picture, box = np.asarray(axis.images[0].get_array()), axis.images[0].get_extent()
+        middle = [n // 2 for n in picture.shape]
+        assert axis.images[0].origin == "lower" and box[0] < box[1] and box[2] < box[3]
+        assert picture[middle[0], middle[1] + 4] > picture[middle[0], middle[1] - 4]  # right or anterior: brighter
+        assert picture[middle[0] + 4, middle[1]] > picture[middle[0] - 4, middle[1]]  # anterior or superior: brighter
+
+
+def test_each_scan_has_a_panel_in_another_plane() -> None:
+    pair = np.stack([examples(), examples()])
+    made = figures.reconstruction_panels({"mae": pair, "jepa": pair}, ["one", "two", "three"], GEOMETRY)
+    assert [figure.get_suptitle().split(",")[0] for figure in made] == ["one · axial", "two · coronal"]
+    assert figures.reconstruction_panels({}, [], GEOMETRY) == []
+
+
+def test_scale_bar_is_as_long_as_it_says(drawn: dict[str, Figure]) -> None:
+    axis = drawn["cohort_montage"].axes[0]
+    assert np.ptp(axis.lines[0].get_xdata()) == 50 and axis.texts[-1].get_text() == "50 mm"
+    assert np.diff(axis.images[0].get_extent()[:2]) == GEOMETRY.extent[0]
+
+
+def test_error_table_pairs_scans_and_marks_read_outs() -> None:
+    table = comparison.error_table({arm: errors(arm) for arm in ("mae", "jepa")}, draws=500)
+    rows = table.set_index(["arm", "baseline"])
+    assert rows.loc[("mae", "interpolation"), "high"] < 0 < rows.loc[("jepa", "interpolation"), "low"]
+    assert not rows.loc[("mae", ""), "readout"] and rows.loc[("jepa", ""), "readout"]
+    text = notes.error_note(table).data
+    assert "MAE beats the position mean and the position mean with interpolation;" in text
+    assert "JEPA, through a linear read-out, is worse than" in text
+
+
+def test_resolution_is_counted_from_the_lowest_shell_without_gaps() -> None:
+    table = pd.DataFrame({"frequency": [0.01, 0.02, 0.03, 0.04], "coherence_prediction": [0.9, 0.6, 0.4, 0.8]})
+    table = table.assign(noise_floor=0.1, power_target=1.0, power_prediction=[1.0, 1.0, 0.5, 0.3])
+    row = comparison.resolution_table({"mae": table}, 0.03).iloc[0]
+    assert (row["half"], row["floor"], row["power"], round(row["coherence"], 3)) == (0.02, 0.04, 0.4, 0.6)
+    assert "MAE 50 mm" in notes.resolution_note(comparison.resolution_table({"mae": table}, 0.03)).data
+    flat = table.assign(coherence_prediction=0.0)
+    assert "MAE (at no scale)" in notes.resolution_note(comparison.resolution_table({"mae": flat}, 0.03)).data
+
+
+def test_collapse_is_said_where_it_is() -> None:
+    fine = notes.collapse_note({"mae": measures("mae"), "jepa": measures("jepa", 10.0)}).data
+    assert fine.startswith("No encoder collapsed: with positions removed") and "JEPA 4.0 of 48" in fine
+    assert notes.collapse_note({"jepa": measures("jepa", 2.5)}).data.startswith("JEPA **collapsed**")
+
+
+def test_adjustment_is_over_the_rows_of_a_protocol() -> None:
+    table = comparison.adjusted(results(("mae", "jepa"), ("ad", "mci")))
+    assert np.allclose(table["p_holm"], 0.016)
+    said = notes.chance_note(table).data
+    assert said.startswith("4 of 4 rows are above chance") and "MAE on ad and mci; JEPA on ad and mci" in said
+    assert notes.chance_note(table.assign(p_holm=0.2)).data.startswith("None of the 4 rows is above chance")
+    assert comparison.adjusted(pd.DataFrame()).empty
+
+
+class FakeRun(SimpleNamespace):
+    def table(self, name: str) -> pd.DataFrame:
+        return self.predictions
+
+
+def fake_study(folds: bool) -> SimpleNamespace:
+    label = np.arange(80) % 2
+    rng, used = np.random.default_rng(1), {}
+    for arm, strength in (("random-init", 0.0), ("raw-voxels", 0.5), ("mae", 2.0), ("sl-mae", 2.0)):
+        table = pd.DataFrame({"scan_uid": [f"c/{i}" for i in range(80)], "subject_id": range(80), "label": label})
+        table["score"] = strength * label + rng.standard_normal(80)
+        table = table.assign(fold=np.arange(80) // 2 % 4) if folds else table
+        used[f"probe:{arm}:ad"] = FakeRun(predictions=table.sample(frac=1, random_state=3), id=f"probe-{arm}")
+    evaluation = SimpleNamespace(bootstrap_draws=500)
+    return SimpleNamespace(used=used, seed=0, profile=SimpleNamespace(evaluation=evaluation))
+
+
+@pytest.mark.parametrize("folds", [False, True])
+def test_paired_differences_meet_controls_and_plain_forms(folds: bool) -> None:
+    table = comparison.paired_differences(fake_study(folds))  # type: ignore[arg-type]
+    pairs = set(zip(table["arm"], table["baseline"]))
+    assert pairs == {(a, b) for a in ("mae", "sl-mae") for b in ("random-init", "raw-voxels")} | {("sl-mae", "mae")}
+    rows = table.set_index(["arm", "baseline"])
+    assert rows.loc[("mae", "random-init"), "low"] > 0
+    assert rows.loc[("sl-mae", "mae"), "low"] < 0 < rows.loc[("sl-mae", "mae"), "high"]
+    assert (table["p_holm"] >= table["p"]).all()
+    shown = tables.differences_table(table, {"ad": "AD (phantom)"})
+    assert shown["difference"].iloc[-1] == "SL-MAE − MAE" and "AD (phantom)" in shown.columns
+    assert comparison.paired_differences(SimpleNamespace(used={}, seed=0)).empty  # type: ignore[arg-type]
+
+
+def test_results_table_shows_interval_and_adjusted_p() -> None:
+    shown = tables.results_table(comparison.adjusted(results(("mae",), ("ad",))), {"ad": "AD (phantom)"})
+    assert shown.loc[0, "AD (phantom)"] == "0.50 [0.40, 0.60]<br><small>p = 0.004</small>"
+
+
+def test_shown_tables_are_the_same_html_each_time() -> None:
+    table = results(("mae",), ("ad",))
+    assert tables.show(table, "x").to_html() == tables.show(table, "x").to_html()
+
+
+def test_notes_are_text_for_nothing_too() -> None:
+    empty = comparison.error_table({})
+    for note in (notes.error_note(empty), notes.explained_note(comparison.explained_table({})), notes.heldout_note({})):
+        assert isinstance(note, Markdown) and note.data
+    assert isinstance(notes.resolution_note(comparison.resolution_table({}, 0.1)), Markdown)

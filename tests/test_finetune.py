@@ -1,0 +1,112 @@
+import copy
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from brainfm_lib.finetune import Classifier, FinetuneConfig, _parameter_groups, finetune, make_finetune
+from brainfm_lib.models import VisionTransformer3d, VisionTransformerConfig
+from brainfm_lib.models.attentive import AttentivePool
+from brainfm_lib.probes import evaluate
+
+SHORT = FinetuneConfig(epochs=6, batch_size=16, lr=2e-3)
+
+
+@pytest.fixture
+def encoder():
+    torch.manual_seed(0)
+    return VisionTransformer3d(VisionTransformerConfig(patch_size=8, embed_dim=24, depth=2, heads=2))
+
+
+def task(n=100, seed=0):
+    """Volumes (n, 16, 16, 24): class 1 has a bright slab at the front."""
+    rng = np.random.default_rng(seed)
+    labels = np.arange(n) % 2
+    volumes = rng.uniform(0.2, 0.5, (n, 16, 16, 24))
+    volumes[labels == 1, :, 8:] += 0.3
+    table = pd.DataFrame(
+        {
+            "scan_uid": [f"scan-{i}" for i in range(n)],
+            "subject_id": [f"sub-{i}" for i in range(n)],
+            "label": labels,
+            "split": np.select([np.arange(n) % 10 < 6, np.arange(n) % 10 < 8], ["train", "val"], "test"),
+        }
+    )
+    return volumes.astype(np.float16), table
+
+
+@pytest.mark.parametrize("pooling", ["mean", "attentive"])
+def test_it_learns_and_leaves_the_encoder_alone(encoder, pooling):
+    before = copy.deepcopy(encoder.state_dict())
+    volumes, table = task()
+    config = FinetuneConfig(epochs=6, batch_size=16, lr=2e-3, pooling=pooling, frozen_epochs=1)
+    result = finetune(encoder, volumes, table, config)
+    assert evaluate(result, draws=100)["estimate"][0] > 0.9
+    assert 1 <= result.chosen["epoch"][0] <= 6
+    assert all(torch.equal(before[name], tensor) for name, tensor in encoder.state_dict().items())
+    assert all(parameter.requires_grad for parameter in encoder.parameters())
+
+
+def test_same_seed_same_scores_and_test_labels_do_not_matter(encoder):
+    volumes, table = task()
+    shuffled = table.copy()
+    test = np.flatnonzero(table["split"] == "test")
+    shuffled.loc[test, "label"] = np.roll(table["label"].to_numpy()[test], 1)
+    a, b = (finetune(encoder, volumes, t, SHORT, seed=3).predictions for t in (table, shuffled))
+    np.testing.assert_array_equal(a["score_1"], b["score_1"])
+
+
+@pytest.mark.parametrize("folds", [2, 3])
+def test_folds(encoder, folds):
+    volumes, table = task(36)
+    table = table.drop(columns="split").assign(fold=np.arange(36) // 2 % folds)
+    result = finetune(encoder, volumes, table, FinetuneConfig(epochs=2, batch_size=16))
+    assert result.predictions["score_0"].notna().sum() == 36
+    assert result.chosen["fold"].tolist() == list(range(folds))
+    if folds == 2:
+        assert result.chosen["epoch"].tolist() == [2, 2]
+
+
+def test_learning_rates_fall_towards_the_input(encoder):
+    config = FinetuneConfig(lr=1.0, layer_decay=0.5)
+    model = Classifier(encoder, 2, "mean")
+    groups = _parameter_groups(model, config)
+    rate = {id(p): g["lr"] for g in groups for p in g["params"]}
+    assert len(rate) == len(list(model.parameters()))
+    assert rate[id(model.head.weight)] == rate[id(encoder.norm.weight)] == 1
+    assert rate[id(encoder.blocks[1].fc1.weight)] == 0.5
+    assert rate[id(encoder.blocks[0].qkv.bias)] == 0.25
+    assert rate[id(encoder.embed.weight)] == 0.125
+    assert all(g["weight_decay"] == 0 for g in groups if g["params"][0].ndim == 1)
+
+
+def test_a_run_reads_the_rows_of_its_task(encoder, tmp_path):
+    class Reader:
+        def __init__(self, volumes):
+            self.volumes = volumes
+
+        def __len__(self):
+            return len(self.volumes)
+
+        def read(self, rows):
+            return self.volumes[rows].astype(np.float32)
+
+    volumes, table = task(60)
+    encoder.save_pretrained(tmp_path / "encoder")
+    config, settings = FinetuneConfig(epochs=1), {"draws": 50, "permutations": 50, "seed": 0}
+    table = table.assign(row=np.arange(60)[::-1].copy())
+    make_finetune(tmp_path / "encoder", lambda: Reader(volumes[::-1]), table, config, settings, cpu=True)(tmp_path)
+    expected = finetune(encoder, volumes, table, config).predictions
+    pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "predictions.parquet"), expected)
+
+
+def test_attentive_pool_is_a_mean_of_values_weighted_by_attention():
+    torch.manual_seed(0)
+    pool, tokens = AttentivePool(8, heads=1), torch.randn(2, 5, 8)
+    key, value = pool.kv(pool.norm(tokens)).chunk(2, dim=-1)
+    weights = (key @ pool.query[0, 0] / 8**0.5).softmax(1)
+    expected = pool.proj((weights[:, :, None] * value).sum(1))
+    torch.testing.assert_close(pool(tokens), expected)
+    with pytest.raises(ValueError, match="multiple"):
+        AttentivePool(8, heads=3)

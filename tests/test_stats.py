@@ -1,0 +1,208 @@
+import time
+
+import numpy as np
+import pytest
+from scipy.stats import norm
+from sklearn.metrics import roc_auc_score
+
+from brainfm_lib.errors import InputError
+from brainfm_lib.stats import (
+    aggregate_by_subject,
+    auroc,
+    auroc_interval,
+    cv_auroc_interval,
+    holm,
+    paired_auroc_difference,
+    paired_mean_interval,
+    permutation_p,
+    permutation_p_refit,
+)
+
+
+def study(n, seed, effect=1.0, scans=3, icc=0.5, prevalence=0.5):
+    """n subjects with `scans` correlated scans each: labels, scores, subjects (rows)."""
+    rng = np.random.default_rng(seed)
+    subjects = np.repeat(np.arange(n), scans)
+    labels = (np.arange(n) < round(prevalence * n)).astype(int)[subjects]
+    scores = np.sqrt(icc) * rng.standard_normal(n)[subjects] + np.sqrt(1 - icc) * rng.standard_normal(n * scans)
+    return labels, scores + effect * labels, subjects
+
+
+def test_auroc_equals_sklearn_with_ties_and_three_classes():
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 2, 200)
+    scores = (rng.standard_normal(200) + labels).round(1)
+    assert auroc(labels, scores) == pytest.approx(roc_auc_score(labels, scores))
+    assert auroc(labels, np.c_[-scores, scores]) == pytest.approx(roc_auc_score(labels, scores))
+    labels, scores = rng.integers(0, 3, 200), rng.dirichlet([1, 1, 1], 200).round(1)
+    scores /= scores.sum(1, keepdims=True)
+    assert auroc(labels, scores) == pytest.approx(roc_auc_score(labels, scores, multi_class="ovr"))
+
+
+def test_the_unit_is_subject_and_label():
+    labels, scores, subjects = aggregate_by_subject(
+        [0, 0, 1, 1, 0], [1.0, 3.0, 5.0, 7.0, 9.0], ["b", "b", "b", "a", "a"]
+    )
+    assert labels.tolist() == [0, 1, 0, 1]
+    assert subjects.tolist() == ["a", "a", "b", "b"]
+    assert scores.tolist() == [9, 7, 2, 5]
+
+
+def test_interval_equals_a_brute_force_subject_bootstrap():
+    labels, scores, subjects = study(80, 1)
+    mean_labels, mean_scores, _ = aggregate_by_subject(labels, scores, subjects)
+    rng, values = np.random.default_rng(0), []
+    for _ in range(2000):
+        rows = np.concatenate([rng.choice(np.flatnonzero(mean_labels == c), 39) for c in (0, 1)])
+        values.append(roc_auc_score(mean_labels[rows], mean_scores[rows]))
+    found = auroc_interval(labels, scores, subjects, draws=20_000)
+    assert found.estimate == pytest.approx(roc_auc_score(mean_labels, mean_scores))
+    np.testing.assert_allclose([found.low, found.high], np.quantile(values, [0.025, 0.975]), atol=0.01)
+
+
+def test_interval_of_three_classes_equals_brute_force():
+    rng = np.random.default_rng(2)
+    labels = np.repeat([0, 1, 2], 30)
+    scores = rng.standard_normal((90, 3)) + np.eye(3)[labels]
+    weight = np.exp(scores)
+    weight /= weight.sum(1, keepdims=True)
+    values = []
+    for _ in range(1000):
+        rows = np.concatenate([rng.choice(np.flatnonzero(labels == c), 29) for c in range(3)])
+        values.append(roc_auc_score(labels[rows], weight[rows], multi_class="ovr"))
+    found = auroc_interval(labels, weight, np.arange(90))
+    np.testing.assert_allclose([found.low, found.high], np.quantile(values, [0.025, 0.975]), atol=0.012)
+
+
+def test_repeating_every_scan_changes_nothing():
+    labels, scores, subjects = study(40, 3, scans=1)
+    again = np.tile(np.arange(40), 5)
+    assert auroc_interval(labels[again], scores[again], subjects[again]) == auroc_interval(labels, scores, subjects)
+
+
+def test_two_thousand_draws_of_five_hundred_subjects_take_well_below_a_second():
+    labels, scores, subjects = study(500, 0, scans=1)
+    start = time.perf_counter()
+    auroc_interval(labels, scores, subjects)
+    assert time.perf_counter() - start < 0.8
+
+
+@pytest.mark.parametrize("n, prevalence, scans", [(30, 0.5, 3), (100, 0.2, 2)])
+def test_intervals_cover_the_truth(n, prevalence, scans):
+    effect = 1.0
+    truth = norm.cdf(effect / np.sqrt(0.5 + 0.5 / scans) / np.sqrt(2))
+    found = [auroc_interval(*study(n, s, effect, scans, prevalence=prevalence), draws=500, seed=s) for s in range(500)]
+    coverage = np.mean([i.low <= truth <= i.high for i in found])
+    assert 0.915 <= coverage <= 0.98  # 500 studies: ±0.02 around 0.95 is chance
+
+
+def test_paired_tests_hold_their_size_and_find_a_difference():
+    p = []
+    for s in range(400):
+        labels, scores, subjects = study(60, s)
+        rng = np.random.default_rng(10_000 + s)
+        a, b = (scores + 0.5 * rng.standard_normal(scores.size) for _ in range(2))
+        p.append(paired_auroc_difference(labels, a, b, subjects, draws=400, seed=s).p)
+    assert 0.02 <= np.mean(np.asarray(p) < 0.05) <= 0.085
+    found = paired_auroc_difference(labels, scores, np.random.default_rng(0).standard_normal(scores.size), subjects)
+    assert found.low > 0
+    assert found.p < 0.05
+    assert paired_auroc_difference(labels, scores, scores, subjects).p == 1
+
+
+def test_cross_validated_auroc_is_the_mean_over_folds():
+    labels, scores, subjects = study(28, 4, scans=1, prevalence=0.4)
+    folds = np.empty(28, int)
+    for c in (0, 1):
+        folds[labels == c] = np.arange((labels == c).sum()) % 5
+    scores = scores + 100 * folds  # scores of different folds are not comparable, and are not compared
+    expected = np.mean([roc_auc_score(labels[folds == f], scores[folds == f]) for f in range(5)])
+    found = cv_auroc_interval(labels, scores, subjects, folds)
+    assert found.estimate == pytest.approx(expected)
+    assert 0 <= found.low < expected < found.high <= 1
+    assert permutation_p(labels, scores, subjects, folds) > 0.0005
+
+
+def test_permutation_p_is_uniform_under_the_null_and_small_under_an_effect():
+    p = np.array([permutation_p(*study(24, s, effect=0), draws=200, seed=s) for s in range(400)])
+    assert np.mean(p < 0.05) == pytest.approx(0.05, abs=0.03)
+    assert p.mean() == pytest.approx(0.5, abs=0.05)
+    assert permutation_p(*study(40, 0, effect=3), draws=999) == pytest.approx(0.001)
+
+
+def test_permutation_p_with_subjects_who_convert():
+    rng = np.random.default_rng(0)
+    subjects = np.r_[np.arange(20), np.arange(20)]
+    labels = np.r_[np.zeros(20, int), (np.arange(20) < 8).astype(int)]  # eight subjects convert
+    p = [permutation_p(labels, rng.standard_normal(40), subjects, draws=200, seed=s) for s in range(200)]
+    assert np.mean(np.asarray(p) < 0.1) == pytest.approx(0.1, abs=0.06)
+
+
+def test_permutation_p_equals_refitting_a_fixed_score():
+    labels, scores, subjects = study(30, 6, effect=0.6, scans=2)
+
+    def statistic(permuted):
+        mean_labels, mean_scores, _ = aggregate_by_subject(permuted, scores, subjects)
+        return auroc(mean_labels, mean_scores)
+
+    slow = permutation_p_refit(statistic, labels, subjects, draws=1500)
+    assert permutation_p(labels, scores, subjects) == pytest.approx(slow, abs=0.03)
+
+
+def test_refitting_permutes_subjects_within_folds():
+    subjects = np.repeat(np.arange(12), 2)
+    labels, folds = (subjects % 2), subjects // 6
+    seen = []
+
+    def statistic(permuted):
+        seen.append(permuted)
+        return 0.0
+
+    assert permutation_p_refit(statistic, labels, subjects, folds, draws=20) == 1
+    for permuted in seen:
+        assert np.array_equal(permuted[::2], permuted[1::2])  # a subject keeps one label
+        assert [permuted[folds == f].sum() for f in (0, 1)] == [6, 6]
+    assert len({tuple(p) for p in seen}) > 10
+
+
+def test_holm_by_hand():
+    np.testing.assert_allclose(holm([0.01, 0.04, 0.03, 0.005]), [0.03, 0.06, 0.06, 0.02])
+    np.testing.assert_allclose(holm([0.5, 0.9]), [1, 1])
+    assert holm([]).size == 0
+
+
+def test_paired_mean_interval_weighs_subjects_equally():
+    rng = np.random.default_rng(0)
+    subjects = np.repeat(np.arange(50), rng.integers(1, 6, 50))
+    difference = rng.standard_normal(50)[subjects] + 0.5
+    found = paired_mean_interval(difference, np.zeros(subjects.size), subjects)
+    means = np.array([difference[subjects == s].mean() for s in range(50)])
+    half = 1.96 * means.std(ddof=1) / np.sqrt(50)
+    assert found.estimate == pytest.approx(means.mean())
+    np.testing.assert_allclose([found.low, found.high], means.mean() + half * np.array([-1, 1]), atol=0.04)
+
+
+@pytest.mark.parametrize(
+    "labels, scores, subjects, sentence",
+    [
+        ([1, 1, 1], [1, 2, 3], "abc", "Class 0 has 0"),
+        ([0, 0, 1], [1, 2, 3], "abc", "Class 1 has 1"),
+        ([0, 0, 1, 1], [1, 2, np.nan, 4], "abcd", "row 2 .subject c. is not finite"),
+        ([0, 0, 2, 2], [1, 2, 3, 4], "abcd", "Label 2"),
+        ([0, 1], [1, 2, 3], "abc", "do not fit together"),
+        ([], [], "", "no scan to score"),
+    ],
+)
+def test_what_cannot_be_scored_is_refused_in_a_sentence(labels, scores, subjects, sentence):
+    with pytest.raises(InputError, match=sentence):
+        auroc_interval(labels, scores, list(subjects))
+
+
+def test_bad_folds_are_refused():
+    labels, scores, subjects = study(8, 0, scans=1)
+    with pytest.raises(InputError, match="in fold 1 where"):
+        cv_auroc_interval(labels, scores, subjects, [0, 0, 0, 1, 0, 0, 0, 1])
+    with pytest.raises(InputError, match="Subject 0 is in more than one fold"):
+        cv_auroc_interval([0, 0, 1, 1], [1, 2, 3, 4], [0, 0, 1, 2], [0, 1, 0, 1])
+    with pytest.raises(InputError, match="not finite"):
+        paired_mean_interval([1.0, np.nan], [0.0, 0.0], [0, 1])
