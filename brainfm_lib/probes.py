@@ -10,6 +10,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
+from threadpoolctl import threadpool_limits
 
 from brainfm_lib.errors import InputError
 from brainfm_lib.stats import (
@@ -169,8 +170,9 @@ def make_probe(features: Path, table: pd.DataFrame, settings: Mapping[str, Any])
         rows = table["row"].to_numpy()
         arrays = {file.stem: np.load(file, mmap_mode="r")[rows] for file in sorted(features.glob("*.npy"))}
         refits = settings.get("refits", 0) if "fold" in table else 0
-        p = refit_p(arrays, table, draws=refits, seed=settings["seed"]) if refits else None
-        write_result(linear_probe(arrays, table), settings, folder, p=p)
+        with threadpool_limits(1):  # the problems are small: more threads only wait for each other
+            p = refit_p(arrays, table, draws=refits, seed=settings["seed"]) if refits else None
+            write_result(linear_probe(arrays, table), settings, folder, p=p)
         return {}
 
     return make

@@ -33,7 +33,6 @@ FLAT_NAMES = {
     "learning_rate": "optimiser.lr",
     "steps": "optimiser.steps",
 }
-FEW_SUBJECTS = 150  # below this a task is cross-validated instead of split once
 HELDOUT_SHARE = 0.1
 
 
@@ -120,7 +119,7 @@ class Study:
         table = task_table(self.manifest, task, self.cohort(self.manifest.tasks[task].cohort))
         if "split" in table:
             return table
-        if table["subject_id"].nunique() < FEW_SUBJECTS:
+        if table["subject_id"].nunique() < self.profile.evaluation.cross_validate_below:
             smallest = int(table.groupby("label")["subject_id"].nunique().min())
             return table.assign(fold=assign_folds(table, seed=0, folds=min(5, max(smallest // 2, 2))))
         return table.assign(split=assign_splits(table, seed=0))
@@ -312,6 +311,7 @@ class Study:
             "division": division,
             "draws": self.profile.evaluation.bootstrap_draws,
             "permutations": self.profile.evaluation.permutations,
+            "refits": self.profile.evaluation.refits if division == "fold" else 0,
             "seed": self.seed,
         }
 

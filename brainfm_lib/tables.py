@@ -107,12 +107,12 @@ def montage_scans(study: Study, most: int = 5) -> tuple[np.ndarray, list[str]]:
 
 
 def example_names(study: Study, reconstructions: Mapping[str, Run]) -> list[str]:
-    """What the pictured held-out scans are: identifier, contrast, and whether simulated."""
+    """What the pictured held-out scans are: a running number (never an identifier), contrast, whether simulated."""
     names = []
     for run in list(reconstructions.values())[:1]:
-        for _, scan in run.table("errors").iterrows():
+        for number, (_, scan) in enumerate(run.table("errors").iterrows(), start=1):
             kind = study.manifest.cohorts[str(scan["scan_uid"]).split("/")[0]].kind
-            names.append(f"{scan['scan_uid']}, {scan['contrast']}{' (phantom)' if kind == 'phantom' else ''}")
+            names.append(f"held-out scan {number}, {scan['contrast']}{' (phantom)' if kind == 'phantom' else ''}")
     return names
 
 

@@ -75,7 +75,7 @@ def draw(spec: PhantomSpec, subject: int, scan: int) -> Draw:
         ventricles, hippocampi = ventricles + 1.1 * signs, hippocampi + 0.60 * signs
         thin = [thin[0] + 0.10 * signs, thin[1] + 0.25 * signs]
     elif family == "autism":
-        places = places + 0.30 * signs
+        places = places + 0.45 * signs
         thin[0] -= 0.04 * signs
     else:
         lesion = draw_lesion(rng, who.severity, spec.effect)
