@@ -65,7 +65,8 @@ def pool(tokens: Tensor, grid: tuple[int, int, int], pooling: str) -> Tensor:
         volume = tokens.transpose(1, 2).unflatten(2, grid)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return F.adaptive_avg_pool3d(volume, tuple(min(2, n) for n in grid)).flatten(1)
+            d, h, w = (min(2, n) for n in grid)
+            return F.adaptive_avg_pool3d(volume, (d, h, w)).flatten(1)
     raise ValueError(f"pooling must be one of {', '.join(POOLINGS)}, got {pooling!r}")
 
 
@@ -111,8 +112,8 @@ def raw_voxels(volumes: VolumeReader, *, batch_size: int = 64) -> dict[str, np.n
     """The control without any encoder: z-scored voxels averaged to at most 16³, (n, 4096) float32."""
     parts = []
     for batch in batches(volumes, batch_size, torch.device("cpu")):
-        size = tuple(min(a, b) for a, b in zip(RAW_GRID, batch.shape[-3:], strict=True))
-        parts.append(F.adaptive_avg_pool3d(batch, size).flatten(1))
+        d, h, w = (min(a, b) for a, b in zip(RAW_GRID, batch.shape[-3:], strict=True))
+        parts.append(F.adaptive_avg_pool3d(batch, (d, h, w)).flatten(1))
     return {"voxels": torch.cat(parts).numpy()}
 
 

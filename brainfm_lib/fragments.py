@@ -12,7 +12,7 @@ import yaml
 
 from brainfm_lib import report
 from brainfm_lib.identity import code_digest, stable_hash
-from brainfm_lib.verdict import PROTOCOLS, in_order, verdicts
+from brainfm_lib.verdict import PROTOCOLS, in_order, rule, verdicts
 
 HEADLINE_NOTEBOOK = "50_probes"
 COLUMNS = ("arm", "task", "metric", "protocol", "estimate", "low", "high", "run")
@@ -98,7 +98,8 @@ def write_headline(
         f"{sentences[p]}\n\n{_grid(plain[plain['protocol'] == p], phantom_tasks, metric, p)}" for p in in_order(table)
     ]
     simulated = sorted(set(table["task"]) & set(phantom_tasks))
-    text = "\n\n".join(filter(None, [*parts, _provenance(table, simulated, profile), mark]))
+    said = [*parts, rule(table, metric=metric), _provenance(table, simulated, profile), mark]
+    text = "\n\n".join(filter(None, said))
     report.write_text(target, text + "\n")
 
 

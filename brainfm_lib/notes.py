@@ -10,7 +10,7 @@ from IPython.display import Markdown
 
 from brainfm_lib.comparison import PREDICTORS, REGULARISED
 from brainfm_lib.figures.style import title
-from brainfm_lib.verdict import verdicts
+from brainfm_lib.verdict import rule, verdicts
 
 if TYPE_CHECKING:
     from brainfm_lib.study import Study
@@ -27,8 +27,9 @@ def headline(results: pd.DataFrame, differences: pd.DataFrame) -> Markdown:
         results: From `brainfm_lib.comparison.adjusted`.
         differences: From `brainfm_lib.comparison.paired_differences`.
     """
-    parts = verdicts(pd.concat([results, differences], ignore_index=True) if len(differences) else results)
-    return Markdown("\n\n".join(parts.values()) or "Nothing was probed.")
+    table = pd.concat([results, differences], ignore_index=True) if len(differences) else results
+    parts = [*verdicts(table).values(), rule(table)] if len(table) else ["Nothing was probed."]
+    return Markdown("\n\n".join(parts))
 
 
 def study_note(study: Study) -> Markdown:

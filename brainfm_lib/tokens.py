@@ -41,7 +41,12 @@ def unpatchify(tokens: Tensor, grid: tuple[int, int, int], patch_size: int) -> T
 
 
 def gather(tokens: Tensor, index: Tensor) -> Tensor:
-    """Take tokens (B, N, E) at positions `index` (B, K) -> (B, K, E)."""
+    """Take tokens (B, N, E) at positions `index` (B, K) -> (B, K, E).
+
+    An index that is one row expanded over the batch (a shared mask) is taken as such, which is several times as fast.
+    """
+    if index.stride(0) == 0:
+        return tokens.index_select(1, index[0])
     return tokens.gather(1, index.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))
 
 

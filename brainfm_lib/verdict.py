@@ -22,14 +22,32 @@ def verdicts(results: pd.DataFrame, *, metric: str = METRIC) -> dict[str, str]:
     table = results[results["metric"] == metric]
     found = {}
     for protocol in in_order(table):
-        rows = table[table["protocol"] == protocol]
-        if "baseline" in rows:
-            plain, paired = rows[rows["baseline"].isna()], rows[rows["baseline"].notna()]
-        else:
-            plain, paired = rows, rows.iloc[:0].assign(baseline=None, p_holm=None)
+        plain, paired = _parts(table[table["protocol"] == protocol])
         baselines = dict.fromkeys([CONTROL, *paired["baseline"]])
-        found[protocol] = " ".join(_against(baseline, plain, paired, protocol) for baseline in baselines)
+        said = "; ".join(filter(None, (_against(baseline, plain, paired, protocol) for baseline in baselines)))
+        how = PROTOCOLS.get(protocol, protocol)
+        found[protocol] = f"Under {how}, {said}." if said else f"Under {how} nothing has been compared."
     return found
+
+
+def rule(results: pd.DataFrame, *, metric: str = METRIC) -> str:
+    """When a comparison of `verdicts` counts as decided: one sentence, said once."""
+    _, paired = _parts(results[results["metric"] == metric])
+    if paired.empty:
+        return "A comparison is decided where the two 95 % intervals do not overlap."
+    if paired["p_holm"].notna().all():
+        return "A comparison is decided where the Holm-adjusted p of the paired difference is below 0.05."
+    return (
+        "A comparison is decided where the adjusted p of the paired difference is below 0.05, or, unadjusted, its 95 % "
+        "interval excludes zero."
+    )
+
+
+def _parts(table: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Rows of single arms, and rows of paired differences."""
+    if "baseline" in table:
+        return table[table["baseline"].isna()], table[table["baseline"].notna()]
+    return table, table.iloc[:0].assign(baseline=None, p_holm=None)
 
 
 def in_order(results: pd.DataFrame) -> list[str]:
@@ -39,44 +57,31 @@ def in_order(results: pd.DataFrame) -> list[str]:
 
 
 def _against(baseline: str, plain: pd.DataFrame, paired: pd.DataFrame, protocol: str) -> str:
-    """One or two sentences: which arms are above the baseline on which tasks, which below, and how many are open."""
-    wins: dict[str, list[str]] = {}
-    losses: dict[str, list[str]] = {}
-    open_, direct = 0, 0
+    """One clause: which arms are better than the baseline on which tasks, which worse, and how many are undecided."""
+    better: dict[str, list[str]] = {}
+    worse: dict[str, list[str]] = {}
+    compared = 0
     arms = [arm for arm in dict.fromkeys([*plain["arm"], *paired["arm"]]) if arm not in (baseline, RAW_VOXELS)]
     for arm in arms:
         for task in dict.fromkeys([*plain["task"], *paired["task"]]):
             verdict = _paired_verdict(paired, arm, task, baseline)
-            direct += verdict is not None
             if verdict is None and baseline == CONTROL:
                 verdict = _interval_verdict(plain, arm, task, baseline)
             if verdict is None:
                 continue
+            compared += 1
             if verdict:
-                (wins if verdict > 0 else losses).setdefault(arm, []).append(task)
-            open_ += verdict == 0
-    how = PROTOCOLS.get(protocol, protocol)
+                (better if verdict > 0 else worse).setdefault(arm, []).append(task)
+    if not compared:
+        return ""
     control = "training from scratch" if protocol == "fine-tune" else "the untrained encoder"
-    of = control if baseline == CONTROL else "raw voxels" if baseline == RAW_VOXELS else f"`{baseline}`"
-    decided = sum(map(len, [*wins.values(), *losses.values()]))
-    if not decided + open_:
-        return f"Under {how} nothing has been compared with {of}."
-    rest = (
-        f"{'in the other' if decided else 'in all'} {open_} comparison{'s' * (open_ != 1)} "
-        "the evidence does not separate them"
-        if open_
-        else ""
-    )
-    rule = (
-        "paired differences; one counts where its adjusted p is below 0.05, or, unadjusted, its 95 % interval "
-        "excludes zero"
-        if direct
-        else "one counts where the two 95 % intervals do not overlap"
-    )
-    clauses = [f"{_list(wins)} {'beats' if len(wins) == 1 else 'beat'} {of}"] if wins else [f"no arm beats {of}"]
-    clauses += [f"{_list(losses)} {'falls' if len(losses) == 1 else 'fall'} below it"] if losses else []
-    clauses += [rest] if rest else []
-    return f"Under {how}, {'; '.join(clauses)} ({rule})."
+    of = control if baseline == CONTROL else "raw voxels" if baseline == RAW_VOXELS else f"**{baseline}**"
+    undecided = compared - sum(map(len, [*better.values(), *worse.values()]))
+    said = [_list(found, word) for found, word in ((better, "better"), (worse, "worse")) if found]
+    if not said:
+        return f"nothing is decided against {of} ({compared} comparison{'s' * (compared != 1)})"
+    rest = f" ({undecided} of {compared} comparisons undecided)" if undecided else ""
+    return f"against {of} {' and '.join(said)}{rest}"
 
 
 def _paired_verdict(paired: pd.DataFrame, arm: str, task: str, baseline: str) -> int | None:
@@ -96,5 +101,5 @@ def _interval_verdict(plain: pd.DataFrame, arm: str, task: str, baseline: str) -
     return int(at.loc[arm, "low"] > at.loc[baseline, "high"]) - int(at.loc[arm, "high"] < at.loc[baseline, "low"])
 
 
-def _list(found: Mapping[str, list[str]]) -> str:
-    return ", ".join(f"**{arm}** (on {', '.join(tasks)})" for arm, tasks in found.items())
+def _list(found: Mapping[str, list[str]], word: str) -> str:
+    return ", ".join(f"**{arm}** is {word} on {', '.join(tasks)}" for arm, tasks in found.items())

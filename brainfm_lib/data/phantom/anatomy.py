@@ -46,7 +46,7 @@ def _template_file(name: str) -> Path:
 
 
 def _load(name: str) -> tuple[np.ndarray, np.ndarray]:
-    image = nib.load(_template_file(name))
+    image = nib.Nifti1Image.from_filename(_template_file(name))
     data = np.asarray(image.dataobj, np.float32) / 255.0
     return data, image.affine[:3, 3]
 
@@ -74,7 +74,7 @@ class Template:
 
 def ellipsoids(axes: list[np.ndarray], places: list[tuple[tuple, tuple]]) -> np.ndarray:
     """Soft union of ellipsoids, mirrored in x: 1 at a centre, 0.5 on a surface, near 0 outside."""
-    weight = np.float32(0.0)
+    weight = np.zeros(1, np.float32)
     for centre, radii in places:
         x = np.abs(axes[0]) - np.float32(centre[0])
         square = (x / radii[0]) ** 2 + ((axes[1] - centre[1]) / radii[1]) ** 2 + ((axes[2] - centre[2]) / radii[2]) ** 2
@@ -102,7 +102,8 @@ def template() -> Template:
     brain = ndimage.binary_fill_holes(t1 > 0)
     box = ndimage.find_objects(brain.astype(np.uint8))[0]
     grey, white, mask = (np.pad(a[box], MARGIN) for a in (grey, white, brain.astype(np.float32)))
-    corner = tuple(float(o + s.start - MARGIN) for o, s in zip(origin, box, strict=True))
+    cx, cy, cz = (float(o + s.start - MARGIN) for o, s in zip(origin, box, strict=True))
+    corner = (cx, cy, cz)
     fluid = np.clip(mask - grey - white, 0, 1)
     powers = [p**SHARPENING for p in (grey, white, fluid)]
     total = np.maximum(sum(powers), 1e-6)

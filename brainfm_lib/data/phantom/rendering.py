@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import torch
 from scipy import ndimage
+from threadpoolctl import threadpool_limits
 
 from brainfm_lib.data.geometry import Geometry
 from brainfm_lib.data.phantom import imaging
@@ -133,8 +134,8 @@ def support(geometry: Geometry, device: str) -> Support:
     kept = np.flatnonzero(distance * mean < REACH)
     fit = level(geometry.spacing)
     where = torch.tensor(points[kept], dtype=torch.float32)
-    tensors = (torch.tensor(kept), where, imaging.cosine_basis(where), torch.tensor(fit.maps)[None])
-    return Support(*(tensor.to(device) for tensor in tensors), fit)
+    bias, maps = imaging.cosine_basis(where), torch.tensor(fit.maps)[None]
+    return Support(torch.tensor(kept).to(device), where.to(device), bias.to(device), maps.to(device), fit)
 
 
 def tissues(draws: list[Draw], ground: Support) -> tuple[torch.Tensor, torch.Tensor]:
@@ -219,7 +220,8 @@ def render(
     draws = [(number, int(scan)) for number, scan in zip(numbers, scans["scan"], strict=True)]
     step = 1 if place == "cpu" else GPU_STEP
     volumes = torch.empty(len(draws), *geometry.grid, device=place)
-    for start in range(0, len(draws), step):
-        batch = [draw(spec, *pair) for pair in draws[start : start + step]]
-        volumes[start : start + step] = _render(batch, geometry, place)
+    with threadpool_limits(1):  # tensors of one volume are so small that a second thread only makes the first one wait
+        for start in range(0, len(draws), step):
+            batch = [draw(spec, *pair) for pair in draws[start : start + step]]
+            volumes[start : start + step] = _render(batch, geometry, place)
     return volumes
