@@ -1,6 +1,7 @@
-"""Pretraining within minutes: measure a step of each arm on this machine, plan the steps, keep the plan, train."""
+"""Pretraining within minutes: measure on this machine, plan what fits, keep the plan, train."""
 
 import json
+import platform
 import tempfile
 import time
 from pathlib import Path
@@ -12,6 +13,10 @@ from brainfm_lib.paths import runs_dir
 from brainfm_lib.study import Study
 
 RESERVE = 0.1  # of the budget, for checkpoints, validation and a machine that slows down
+DATA_SHARE = 0.3  # of the budget, at most, for preparing volumes
+PROBE_SUBJECTS = 8  # prepared first, to see how long a subject takes
+PROBE_BATCH = 8  # volumes in the steps that are timed first, so that no machine runs out of memory over them
+WORTHWHILE = 100  # steps: where the profile's batch allows fewer, it is halved until it does not
 SMALLEST = 10  # steps
 
 
@@ -20,9 +25,10 @@ def pretrain_within(
 ) -> dict[str, str]:
     """Pretrain the arms of `objective` within `minutes` of wall time, data preparation included.
 
-    The number of steps is one for all arms, so that they see the same volumes; it is planned from a calibration and
-    kept in ``runs/plans/``. The same command again follows the same plan: finished arms are found, a broken one
-    goes on, and time already spent counts.
+    Planned are, from what this machine needs for a few volumes and steps: the number of pretraining subjects, where
+    preparing all would take too long; the batch size, where the profile's leaves too few steps; and the number of
+    steps. All are the same for every arm, so that arms see the same volumes. The plan is kept in ``runs/plans/``: the
+    same command again follows it. Finished arms are found, a broken one goes on, and time already spent counts.
 
     Returns:
         Run identifier of each arm.
@@ -32,23 +38,21 @@ def pretrain_within(
     """
     if minutes <= 0:
         raise InputError(f"A budget of {minutes:g} minutes is none: give --minutes a number above 0.")
+    from brainfm_lib.features import best_device
+
     start = time.perf_counter()
     base = Study(profile, manifest, seed, objective, cpu=cpu)
-    key = stable_hash([minutes, objective, {arm: base.config(f"pretrain:{arm}").id for arm in base.arms}])
+    machine = [platform.node(), str(best_device(cpu=cpu))]
+    key = stable_hash([minutes, machine, objective, {arm: base.config(f"pretrain:{arm}").id for arm in base.arms}])
     file = runs_dir() / "plans" / f"plan-{key}.json"
-    plan: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else _make_plan(base, minutes, start)
-    if not file.is_file():
+    if file.is_file():
+        plan: dict[str, Any] = json.loads(file.read_text())
+    else:
+        plan = _make_plan(base, minutes, start)
         with write_atomic(file) as path:
             path.write_text(json.dumps(plan, indent=2))
-    print(
-        f"plan: {plan['steps']} steps an arm, "
-        + ", ".join(
-            f"{arm} {seconds * plan['steps'] / 60:.1f} min" for arm, seconds in plan["seconds_per_step"].items()
-        )
-        + f"; {plan['spent'] / 60:.1f} min went into data and calibration, {RESERVE:.0%} is kept in reserve",
-        flush=True,
-    )
-    study = Study(profile, manifest, seed, objective, {"optimiser.steps": plan["steps"]}, cpu=cpu)
+    print(_said(plan, base), flush=True)
+    study = Study(profile, manifest, seed, objective, plan["overrides"], cpu=cpu)
     finished = {}
     for arm in study.arms:
         finished[arm] = study.run(f"pretrain:{arm}").id
@@ -56,21 +60,89 @@ def pretrain_within(
     return finished
 
 
-def _make_plan(study: Study, minutes: float, start: float) -> dict[str, Any]:
-    from brainfm_lib.pretrain import seconds_per_step
-
+def _make_plan(base: Study, minutes: float, start: float) -> dict[str, Any]:
+    """Prepare the volumes and time the steps; what is planned stands in ``overrides``, by dotted name."""
+    subjects = _affordable_subjects(base, 60 * minutes * DATA_SHARE)
+    overrides: dict[str, Any] = {} if subjects is None else {"subjects.pretraining": subjects}
+    study = _like(base, overrides)
     volumes, _ = study.pretraining_volumes(0)
-    seconds = {}
-    with tempfile.TemporaryDirectory() as folder:
-        for arm in study.arms:
-            config = study.profile.pretraining(arm, study.seed)
-            seconds[arm] = seconds_per_step(config, volumes, Path(folder), cpu=study.cpu)
+    full = study.profile.optimiser.batch_size
+    batch = min(PROBE_BATCH, full)
+    seconds = _time_steps(_like(base, {**overrides, "optimiser.batch_size": batch}), volumes)
+    available = 60 * minutes * (1 - RESERVE) - (time.perf_counter() - start)
+    while 2 * batch <= full and available / (sum(seconds.values()) * 2) >= WORTHWHILE:
+        batch, seconds = 2 * batch, {arm: 2 * value for arm, value in seconds.items()}
+    if batch > PROBE_BATCH:  # so far it was assumed that twice the batch takes twice the time
+        seconds = _time_steps(_like(base, {**overrides, "optimiser.batch_size": batch}), volumes)
     spent = time.perf_counter() - start
-    available = 60 * minutes * (1 - RESERVE) - spent
-    steps = int(available / sum(seconds.values()))
+    steps = int((60 * minutes * (1 - RESERVE) - spent) / sum(seconds.values()))
     if steps < SMALLEST:
         raise InputError(
             f"{minutes:g} minutes leave {max(steps, 0)} steps an arm after {spent / 60:.1f} minutes of preparation: "
             "give more minutes, fewer arms or a smaller profile."
         )
-    return {"minutes": minutes, "steps": steps, "seconds_per_step": seconds, "spent": spent}
+    if batch != full:
+        overrides["optimiser.batch_size"] = batch
+    return {
+        "minutes": minutes,
+        "overrides": {**overrides, "optimiser.steps": steps},
+        "seconds_per_step": seconds,
+        "spent": spent,
+    }
+
+
+def _affordable_subjects(base: Study, seconds: float) -> int | None:
+    """Cap on pretraining subjects a cohort whose volumes are prepared within `seconds`; None where all are."""
+    offered = max(base.cohort(name).scans["subject_id"].nunique() for name in base.pretraining_cohorts)
+    if offered <= PROBE_SUBJECTS:
+        return None
+    start = time.perf_counter()
+    for count in (1, PROBE_SUBJECTS):  # the first one pays for what is read once
+        begun = time.perf_counter()
+        _like(base, {"subjects.pretraining": count}).pretraining_volumes(0)
+    each = (time.perf_counter() - begun) / (PROBE_SUBJECTS - 1)
+    affordable = int((seconds - (time.perf_counter() - start)) / max(each, 1e-9))
+    return None if affordable >= offered else max(affordable, PROBE_SUBJECTS)
+
+
+def _like(base: Study, overrides: dict[str, Any]) -> Study:
+    return Study(
+        base.profile_name,
+        base.manifest.path,
+        base.seed,
+        base.arms[0] if len(base.arms) == 1 else "all",
+        overrides,
+        progress=base.progress,
+        cpu=base.cpu,
+    )
+
+
+def _time_steps(study: Study, volumes: Any) -> dict[str, float]:
+    """Seconds of an optimiser step of each arm."""
+    from brainfm_lib.pretrain import seconds_per_step
+
+    with tempfile.TemporaryDirectory() as folder:
+        return {
+            arm: seconds_per_step(study.profile.pretraining(arm, study.seed), volumes, Path(folder), cpu=study.cpu)
+            for arm in study.arms
+        }
+
+
+def _said(plan: dict[str, Any], base: Study) -> str:
+    steps = plan["overrides"]["optimiser.steps"]
+    smaller = [
+        f"{words} {plan['overrides'][name]} instead of {before}"
+        for words, name, before in (
+            ("batch size", "optimiser.batch_size", base.profile.optimiser.batch_size),
+            ("pretraining subjects a cohort", "subjects.pretraining", base.profile.subjects.pretraining or "all"),
+        )
+        if name in plan["overrides"]
+    ]
+    arms = ", ".join(f"{arm} {value * steps / 60:.1f} min" for arm, value in plan["seconds_per_step"].items())
+    return "; ".join(
+        [
+            f"plan: {steps} steps an arm, {arms}",
+            *smaller,
+            f"{plan['spent'] / 60:.1f} min went into data and calibration, {RESERVE:.0%} is kept in reserve",
+        ]
+    )

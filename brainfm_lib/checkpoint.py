@@ -49,7 +49,7 @@ def save_checkpoint(
         (temporary / "state.json").write_text(json.dumps({"step": step, **state}))
     for old in checkpoints(folder):
         if old != target:
-            shutil.rmtree(old)
+            shutil.rmtree(old.rename(old.with_name(f".{old.name}")))  # a kill in between leaves no half checkpoint
 
 
 def checkpoints(folder: Path) -> list[Path]:

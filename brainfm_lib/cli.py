@@ -1,5 +1,6 @@
 """The command line: check and prepare data, pretrain, and look after runs."""
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -79,6 +80,8 @@ def pretrain(
     from brainfm_lib.budget import pretrain_within
     from brainfm_lib.study import Study
 
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise InputError("Pretraining in several processes is not supported yet: start it without a launcher.")
     if minutes is not None:
         pretrain_within(minutes, profile, objective, manifest, seed, cpu=cpu)
         return

@@ -42,7 +42,8 @@ class EvaluationConfig:
         readout_volumes: Training volumes for the linear read-out from latents to voxels.
         bootstrap_draws, permutations: Of intervals and permutation tests.
         cross_validate_below: A task with fewer subjects is cross-validated instead of split once.
-        refits: Permutations in which a cross-validated probe is fitted anew; few subjects need it for an honest p.
+        refits: At most so many permutations in which a cross-validated probe is fitted anew, for an honest p:
+            enough that the smallest survives Holm's adjustment over a table's rows.
         finetune_tasks: Tasks on which short fine-tuning is run as well.
         batch_size: Volumes a forward pass.
     """
@@ -54,7 +55,7 @@ class EvaluationConfig:
     bootstrap_draws: int = 2000
     permutations: int = 2000
     cross_validate_below: int = 150
-    refits: int = 99
+    refits: int = 399
     finetune_tasks: tuple[str, ...] = ("ad",)
     batch_size: int = 32
 

@@ -7,3 +7,7 @@ class InputError(ValueError):
     The message is one sentence that says which file or row, what is wrong with it, and how to mend it.
     The command line prints it without a traceback and exits with status 2.
     """
+
+
+class UnreadableError(InputError):
+    """A file that could not be read just now (disk, network, memory): says nothing about its content."""

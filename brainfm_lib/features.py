@@ -65,8 +65,7 @@ def pool(tokens: Tensor, grid: tuple[int, int, int], pooling: str) -> Tensor:
         volume = tokens.transpose(1, 2).unflatten(2, grid)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            d, h, w = (min(2, n) for n in grid)
-            return F.adaptive_avg_pool3d(volume, (d, h, w)).flatten(1)
+            return F.adaptive_avg_pool3d(volume, 2).flatten(1)
     raise ValueError(f"pooling must be one of {', '.join(POOLINGS)}, got {pooling!r}")
 
 

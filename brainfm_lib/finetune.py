@@ -15,10 +15,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from brainfm_lib.data.augment import AugmentConfig, augment, zscore
-from brainfm_lib.features import VolumeReader, autocast, best_device
+from brainfm_lib.features import VolumeReader, autocast, best_device, pool
 from brainfm_lib.models import VisionTransformer3d
 from brainfm_lib.models.attentive import AttentivePool
 from brainfm_lib.probes import ProbeResult, check_table, prediction_table, subject_auroc, write_result
+from brainfm_lib.tokens import patch_grid
 
 Array = np.ndarray
 
@@ -35,7 +36,7 @@ class FinetuneConfig:
         weight_decay: Of matrices; biases and norms are left out.
         layer_decay: Learning rate of a block over that of the block after it.
         frozen_epochs: First epochs in which the head alone is trained.
-        pooling: ``mean`` or ``attentive`` (one learned query).
+        pooling: ``mean``, ``attentive`` (one learned query) or ``regional`` (2 × 2 × 2 means: place survives).
         clip: Largest global gradient norm.
         augment: What happens to training volumes.
     """
@@ -52,8 +53,10 @@ class FinetuneConfig:
     augment: AugmentConfig = field(default_factory=AugmentConfig)
 
     def __post_init__(self) -> None:
-        if self.pooling not in ("mean", "attentive") or min(self.epochs, self.batch_size) < 1:
-            raise ValueError(f"fine-tuning: pooling is mean or attentive, epochs and batch_size positive, got {self}")
+        if self.pooling not in ("mean", "attentive", "regional") or min(self.epochs, self.batch_size) < 1:
+            raise ValueError(
+                f"fine-tuning: pooling is mean, attentive or regional, epochs and batch_size positive, got {self}"
+            )
 
 
 class Classifier(nn.Module):
@@ -63,13 +66,16 @@ class Classifier(nn.Module):
         super().__init__()
         size = encoder.config
         self.encoder = encoder
-        self.pool = AttentivePool(size.embed_dim, size.heads) if pooling == "attentive" else None
-        self.norm, self.head = nn.LayerNorm(size.embed_dim), nn.Linear(size.embed_dim, classes)
+        self.pooling = pooling
+        self.attend = AttentivePool(size.embed_dim, size.heads) if pooling == "attentive" else None
+        width = size.embed_dim * (8 if pooling == "regional" else 1)
+        self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, classes)
 
     def forward(self, volumes: Tensor) -> Tensor:
         """Logits, float32."""
         tokens = self.encoder(volumes)
-        pooled = tokens.mean(1) if self.pool is None else self.pool(tokens)
+        grid = patch_grid(volumes.shape, self.encoder.config.patch_size)
+        pooled = pool(tokens, grid, self.pooling) if self.attend is None else self.attend(tokens)
         return self.head(self.norm(pooled)).float()
 
 
@@ -128,7 +134,8 @@ def make_finetune(
         encoder = VisionTransformer3d.from_pretrained(encoder_folder)
         bank = volumes().read(table["row"].to_numpy()).astype(np.float16)
         result = finetune(encoder, bank, table, config, seed=settings["seed"], device=device)
-        write_result(result, settings, folder)
+        # Fixed scores of cross-validated models permute too leniently, and refitting them is dear: no p is given.
+        write_result(result, settings, folder, p=float("nan") if "fold" in table else None)
         return {"device": device.type}
 
     return make
@@ -205,7 +212,7 @@ def _probabilities(
     for start in range(0, len(rows), config.batch_size):
         with autocast(device):
             logits = model(zscore(_load(volumes, rows[start : start + config.batch_size], device)))
-        parts.append(logits.double().softmax(1).cpu().numpy())
+        parts.append(logits.cpu().double().softmax(1).numpy())
     return np.concatenate(parts)
 
 

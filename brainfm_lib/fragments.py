@@ -12,11 +12,11 @@ import yaml
 
 from brainfm_lib import report
 from brainfm_lib.identity import code_digest, stable_hash
-from brainfm_lib.verdict import PROTOCOLS, in_order, rule, verdicts
+from brainfm_lib.verdict import PROTOCOLS, TRANSDUCTIVE, in_order, rule, verdicts
 
 HEADLINE_NOTEBOOK = "50_probes"
 COLUMNS = ("arm", "task", "metric", "protocol", "estimate", "low", "high", "run")
-Tables = Callable[[Path, str, Mapping[str, str]], tuple[pd.DataFrame, Collection[str]]]
+Tables = Callable[[Path, str, Mapping[str, str]], tuple[pd.DataFrame, Collection[str], bool]]
 
 
 def write_all(root: Path, *, profile: str | None = None, tables: Tables | None = None) -> None:
@@ -25,8 +25,8 @@ def write_all(root: Path, *, profile: str | None = None, tables: Tables | None =
     Args:
         root: The project's folder, its notebooks executed.
         profile: The profile they were executed with; default `report.default_profile`.
-        tables: (root, profile, runs by request) -> the results, and the tasks that are phantoms; default
-            `study_tables`. Called only when a run has changed.
+        tables: (root, profile, runs by request) -> the results, the tasks that are phantoms, and whether encoders may
+            have seen test subjects; default `study_tables`. Called only when a run has changed.
     """
     profile, pages = profile or report.default_profile(), report.find_pages(root)
     report.write_text(root / "book" / "chapters" / "_budget.md", budget(root, pages))
@@ -37,14 +37,14 @@ def write_all(root: Path, *, profile: str | None = None, tables: Tables | None =
     if target.is_file() and target.read_text(encoding="utf-8").splitlines()[-1] == mark:
         return
     if runs:
-        results, phantoms = (tables or study_tables)(root, profile, runs)
-        write_headline(results, target, phantom_tasks=phantoms, profile=profile, mark=mark)
+        results, phantoms, transductive = (tables or study_tables)(root, profile, runs)
+        write_headline(results, target, phantom_tasks=phantoms, profile=profile, transductive=transductive, mark=mark)
     else:
         report.write_text(target, f"Nothing has been compared yet.\n\n{mark}\n")
 
 
-def study_tables(root: Path, profile: str, runs: Mapping[str, str]) -> tuple[pd.DataFrame, Collection[str]]:
-    """Results of the runs that ``50_probes`` used, and the names of the tasks whose scans are simulated."""
+def study_tables(root: Path, profile: str, runs: Mapping[str, str]) -> tuple[pd.DataFrame, Collection[str], bool]:
+    """Results of the runs that ``50_probes`` used; tasks whose scans are simulated; whether it is transductive."""
     from brainfm_lib.comparison import PROTOCOLS as KINDS
     from brainfm_lib.comparison import paired_differences
     from brainfm_lib.runs import get_run
@@ -56,7 +56,8 @@ def study_tables(root: Path, profile: str, runs: Mapping[str, str]) -> tuple[pd.
         study.used.update({request: get_run(run) for request, run in probes.items()})
         cohorts, tasks = study.manifest.cohorts, study.manifest.tasks
         results = pd.concat([study.results(), paired_differences(study)], ignore_index=True)
-        return results, {name for name, task in tasks.items() if cohorts[task.cohort].kind == "phantom"}
+        phantoms = {name for name, task in tasks.items() if cohorts[task.cohort].kind == "phantom"}
+        return results, phantoms, study.manifest.transductive
 
 
 def write_headline(
@@ -66,6 +67,7 @@ def write_headline(
     phantom_tasks: Collection[str],
     profile: str,
     metric: str = "auroc",
+    transductive: bool = False,
     mark: str = "",
 ) -> None:
     """Write the start page's headline: what beats what and what does not, then the table, then its runs.
@@ -78,6 +80,7 @@ def write_headline(
         phantom_tasks: Tasks whose scans are simulated; their results are labelled.
         profile: Profile the runs were made with; stated.
         metric: The metric to show; higher is better.
+        transductive: Whether encoders may have been pretrained on test subjects; stated.
         mark: Last line, a Markdown comment.
 
     Raises:
@@ -98,7 +101,7 @@ def write_headline(
         f"{sentences[p]}\n\n{_grid(plain[plain['protocol'] == p], phantom_tasks, metric, p)}" for p in in_order(table)
     ]
     simulated = sorted(set(table["task"]) & set(phantom_tasks))
-    said = [*parts, rule(table, metric=metric), _provenance(table, simulated, profile), mark]
+    said = [*parts, rule(table, metric=metric), _provenance(table, simulated, profile, transductive), mark]
     text = "\n\n".join(filter(None, said))
     report.write_text(target, text + "\n")
 
@@ -132,7 +135,7 @@ def _grid(plain: pd.DataFrame, phantom_tasks: Collection[str], metric: str, prot
     return "\n".join([f":::{{table}} {title}", ":align: left", "", *head, *rows, ":::"])
 
 
-def _provenance(table: pd.DataFrame, simulated: Sequence[str], profile: str) -> str:
+def _provenance(table: pd.DataFrame, simulated: Sequence[str], profile: str, transductive: bool) -> str:
     """The label of simulated data, the profile, and the run behind each number."""
     label = (
         f"**Phantom results**: the scans of {', '.join(simulated)} are simulated. They test the method, "
@@ -145,5 +148,6 @@ def _provenance(table: pd.DataFrame, simulated: Sequence[str], profile: str) -> 
         f"| `{r['run']}` |"
         for _, r in table.iterrows()
     ]
+    label += f"{TRANSDUCTIVE} " if transductive else ""
     lines = [f"{label}Profile: `{profile}`.", "", ":::{dropdown} The run behind each number"]
     return "\n".join([*lines, "| arm | task | protocol | run |", "|---|---|---|---|", *rows, ":::"])

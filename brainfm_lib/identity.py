@@ -6,12 +6,15 @@ import hashlib
 import json
 import os
 import shutil
+import sys
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
+
+from brainfm_lib.errors import InputError
 
 PACKAGE = "brainfm_lib"
 PACKAGE_DIR = Path(__file__).parent
@@ -38,6 +41,32 @@ def stable_hash(value: Any, length: int = 12) -> str:
     """Hash plain values (dataclasses, mappings, sequences, scalars) the same on every machine and in every process."""
     text = json.dumps(canonical(value), sort_keys=True, separators=(",", ":"), allow_nan=True)
     return hashlib.sha256(text.encode()).hexdigest()[:length]
+
+
+def _stamp(file: Path) -> tuple[int, int]:
+    status = file.stat()
+    return status.st_mtime_ns, status.st_size
+
+
+def _content(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+# What this process started with: code that was imported does not change when its file does.
+_STARTED = {file: (_stamp(file), _content(file)) for file in PACKAGE_DIR.rglob("*.py")}
+
+
+def _check_unchanged(closure: Mapping[str, Path]) -> None:
+    """Raise an InputError if a loaded module's file has changed since this process started."""
+    for name, file in closure.items():
+        if name not in sys.modules or file not in _STARTED:
+            continue
+        stamp, content = _STARTED[file]
+        if stamp != _stamp(file) and content != _content(file):
+            raise InputError(
+                f"{file.relative_to(PACKAGE_DIR.parent)} was changed after this process had loaded it, so its results "
+                "would be filed under code that did not make them: restart the kernel or the command."
+            )
 
 
 def module_file(module: str) -> Path | None:
@@ -97,14 +126,14 @@ def imported_modules(modules: Iterable[str], *, without: Iterable[str] = ()) -> 
 
 
 def code_digest(modules: Iterable[str], *, without: Iterable[str] = ()) -> str:
-    """Hash the code that `modules` use: syntax trees of their import closure, without docstrings and comments."""
+    """Hash the code that `modules` use: syntax trees of their import closure, without docstrings and comments.
+
+    Raises:
+        InputError: A loaded module's file has changed since this process started.
+    """
     closure = imported_modules(modules, without=without)
+    _check_unchanged(closure)
     return stable_hash({name: _parsed(file, _stamp(file))[0] for name, file in closure.items()})
-
-
-def _stamp(file: Path) -> tuple[int, int]:
-    status = file.stat()
-    return status.st_mtime_ns, status.st_size
 
 
 @contextmanager

@@ -10,12 +10,13 @@ from IPython.display import Markdown
 
 from brainfm_lib.comparison import PREDICTORS, REGULARISED
 from brainfm_lib.figures.style import title
-from brainfm_lib.verdict import rule, verdicts
+from brainfm_lib.verdict import TRANSDUCTIVE, rule, verdicts
 
 if TYPE_CHECKING:
     from brainfm_lib.study import Study
 
-COLLAPSED = 0.02  # share of the width: fewer directions than this are called a collapse
+COLLAPSED = 0.02  # share of the width: fewer directions than this are called a collapse,
+SHARE = 0.01  # and so is a smaller share of variance that is not the position's
 LEVEL = "tokens, position removed"
 THROUGH = {"position_mean": "the position mean", "interpolation": "the position mean with interpolation"}
 
@@ -48,7 +49,7 @@ def study_note(study: Study) -> Markdown:
     if real:
         parts.append(f"**Real scans**: {_list([_cohort(study, name) for name in real])}.")
     if study.manifest.transductive:
-        parts.append("**Transductive**: encoders may have been pretrained on subjects that tasks are tested on.")
+        parts.append(TRANSDUCTIVE)
     geometry = study.profile.geometry
     grid = " × ".join(map(str, geometry.grid))
     parts.append(
@@ -139,16 +140,31 @@ def resolution_note(table: pd.DataFrame) -> Markdown:
 
 def collapse_note(measures: Mapping[str, pd.DataFrame]) -> Markdown:
     """Whether any encoder's features, with positions removed, have collapsed into a few directions."""
-    ranks = {arm: table.set_index("level").loc[LEVEL] for arm, table in measures.items()}
-    collapsed = [title(arm) for arm, row in ranks.items() if row["rankme_centred"] < max(COLLAPSED * row["width"], 2)]
-    listed = ", ".join(f"{title(arm)} {row['rankme_centred']:.1f} of {row['width']:.0f}" for arm, row in ranks.items())
+    if not measures:
+        return Markdown("No encoder that is shown here has latents to measure.")
+    rows = {arm: table.set_index("level").loc[LEVEL] for arm, table in measures.items()}
+    collapsed = [
+        title(arm)
+        for arm, row in rows.items()
+        if row["rankme_centred"] < max(COLLAPSED * row["width"], 2) or row["variance_share"] < SHARE
+    ]
+    listed = "; ".join(
+        f"{title(arm)} {row['rankme_centred']:.1f} of {row['width']:.0f} ({100 * row['variance_share']:.1f} %)"
+        for arm, row in rows.items()
+    )
     verdict = f"{_list(collapsed)} **collapsed**" if collapsed else "No encoder collapsed"
-    text = f"{verdict}: with positions removed, RankMe of the centred token features is {listed}."
+    text = (
+        f"{verdict}. RankMe of the centred token features with positions removed (and the share of all token variance "
+        f"that this leaves): {listed}."
+    )
     for arm, plain in REGULARISED.items():
-        if {arm, plain} <= set(ranks) and arm == "vcr-jepa":
-            more = "more" if ranks[arm]["rankme_centred"] > ranks[plain]["rankme_centred"] else "no more"
+        if {arm, plain} <= set(rows) and arm == "vcr-jepa":
+            more = "more" if rows[arm]["rankme_centred"] > rows[plain]["rankme_centred"] else "no more"
             text += f" {title(arm)} varies in {more} directions than {title(plain)}."
-    return Markdown(f"{text} (A collapse is a RankMe below {100 * COLLAPSED:.0f} % of the width, or below 2.)")
+    return Markdown(
+        f"{text} (A collapse is a RankMe below {100 * COLLAPSED:.0f} % of the width or below 2, or a share below "
+        f"{100 * SHARE:.0f} %.)"
+    )
 
 
 def chance_note(results: pd.DataFrame) -> Markdown:

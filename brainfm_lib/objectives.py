@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from brainfm_lib.losses.prediction import prediction_loss
-from brainfm_lib.losses.reconstruction import reconstruction_loss
+from brainfm_lib.losses.reconstruction import denormalise, reconstruction_loss
 from brainfm_lib.losses.spectral import SpectralConfig, spectral_loss
 from brainfm_lib.losses.vcr import VcrConfig, covariance_loss, variance_loss
 from brainfm_lib.masking import Mask
@@ -140,8 +140,9 @@ def _mae_loss(
     loss = reconstruction_loss(predicted, target, normalise_patches=config.mae.normalise_patches)
     terms = {"reconstruction": loss.detach()}
     if config.spectral is not None and spectral_weight > 0:
+        filled = denormalise(predicted, target) if config.mae.normalise_patches else predicted
         spectral = spectral_loss(
-            mosaic(volumes, predicted, mask, patch_size),
+            mosaic(volumes, filled, mask, patch_size),
             volumes,
             high_pass=config.spectral.high_pass,
             mode=config.spectral.mode,

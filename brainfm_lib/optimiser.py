@@ -36,6 +36,12 @@ class OptimiserConfig:
     steps: int = 1000
     precision: str = "auto"
 
+    def __post_init__(self) -> None:
+        if self.precision not in ("auto", "bf16", "fp32"):
+            raise ValueError(f"precision must be auto, bf16 or fp32, got {self.precision!r}")
+        if min(self.batch_size, self.accumulate, self.steps) < 1:
+            raise ValueError("batch_size, accumulate and steps are at least 1")
+
     def lr_at(self, step: int) -> float:
         """Learning rate of `step` (0-based)."""
         warm = max(round(self.warmup * self.steps), 1)

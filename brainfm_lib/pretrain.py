@@ -1,11 +1,10 @@
-"""The pretraining loop, on Hugging Face Accelerate: one process or many, any device, resumable at any step.
+"""The pretraining loop, on Hugging Face Accelerate: any device, resumable at any checkpoint.
 
 Every random draw is a pure function of (seed, purpose, step): the order of the volumes, the masks and the augmentation
 are the same for every arm, and a resumed run continues exactly as if nothing had happened.
 """
 
 import math
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -20,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from brainfm_lib.checkpoint import checkpoints, host_state, load_checkpoint, save_checkpoint
+from brainfm_lib.checkpoint import host_state, load_checkpoint, save_checkpoint
 from brainfm_lib.data.augment import AugmentConfig, augment, zscore
 from brainfm_lib.data.geometry import Geometry
 from brainfm_lib.errors import InputError
@@ -32,7 +31,8 @@ from brainfm_lib.optimiser import OptimiserConfig, make_optimiser
 from brainfm_lib.tokens import patch_grid
 
 CHECKPOINT_SECONDS = 30.0
-VALIDATION_VOLUMES = 64
+VALIDATIONS = 20  # points of the validation curve
+VALIDATION_VOLUMES = 64  # at most; of a short run fewer, so that the curve costs no more than a few of its steps
 
 
 @dataclass(frozen=True)
@@ -155,19 +155,22 @@ class Trainer:
         cpu: bool = False,
     ) -> None:
         from accelerate import Accelerator
-        from accelerate.state import PartialState
+        from accelerate.state import AcceleratorState, PartialState
 
         self.config, self.folder = config, folder
         device = torch.device("cpu") if cpu else PartialState().device
         wanted = config.optimiser.precision
         self.precision = faster_precision(device) if wanted == "auto" else wanted
+        AcceleratorState._reset_state()  # it outlives a run, and would refuse another precision in the same process
         self.accelerator = Accelerator(mixed_precision="bf16" if self.precision == "bf16" else "no", cpu=cpu)
         self.device = self.accelerator.device
         self.raw = initial_model(config).to(self.device)
         self.optimiser = make_optimiser(self.raw, config.optimiser)
         self.model = self.accelerator.prepare_model(self.raw)
         self.batches = Batches(volumes, self.device)
-        self.heldout = Batches(heldout[:VALIDATION_VOLUMES], self.device)
+        seen = config.optimiser.steps * config.optimiser.batch_size
+        count = min(max(seen // (10 * VALIDATIONS), 8), VALIDATION_VOLUMES)
+        self.heldout = Batches(heldout[:count], self.device)
         self.n_tokens = math.prod(patch_grid(config.geometry.grid, config.objective.encoder.patch_size))
         self.step, self.seconds = 0, 0.0
         self.history: list[dict[str, float]] = []
@@ -178,6 +181,15 @@ class Trainer:
                 f"batch_size {config.optimiser.batch_size} does not divide over {world} processes × {parts} parts: "
                 "choose a multiple."
             )
+        vcr = config.objective.vcr
+        if vcr is not None and world * parts > 1:
+            raise InputError(
+                "VCR takes variance and covariance over the whole batch: it needs accumulate 1 and one process."
+            )
+        if vcr is not None and not (config.mask.shared or vcr.pooled):
+            raise InputError(
+                "With mask.shared false VCR would take position codes for variance: set vcr.pooled true as well."
+            )
         if len(volumes) == 0:
             raise InputError("There is no volume to pretrain on: see `brainfm check` for what the manifest offers.")
 
@@ -185,7 +197,7 @@ class Trainer:
         """Train from the last checkpoint, or from the start, to the end; return what belongs in the provenance.
 
         Raises:
-            InputError: The loss is not finite; the last good state stays in the run's folder.
+            InputError: Loss or gradient is not finite.
         """
         optimiser = self.config.optimiser
         self.resume()
@@ -214,10 +226,7 @@ class Trainer:
                     if time.perf_counter() - saved > CHECKPOINT_SECONDS and not last:
                         self.save()
                         saved = time.perf_counter()
-        except KeyboardInterrupt:
-            self.save()
-            raise
-        finally:
+        finally:  # Ctrl-C may come in the middle of a step: the last checkpoint stands, nothing is saved here
             bar.close()
         return self.finish()
 
@@ -285,20 +294,20 @@ class Trainer:
     def log(self) -> None:
         """Read the terms of the last steps off the device, once, and note their means."""
         pending, self.pending = self.pending, []
-        names = pending[-1].keys()
+        names = dict.fromkeys(name for terms in pending for name in terms)
         means = {n: torch.stack([terms[n] for terms in pending if n in terms]).mean() for n in names}
         values = dict(zip(means, torch.stack(list(means.values())).tolist()))
-        if not math.isfinite(values["loss"]):
+        if not math.isfinite(values["loss"] + values["gradient_norm"]):
             raise InputError(
-                f"The loss of {self.config.objective.arm} is not finite at step {self.step} (learning rate "
-                f"{self.config.optimiser.lr_at(self.step):.2g}): lower optimiser.lr; the last good state is kept."
+                f"Loss or gradient of {self.config.objective.arm} is not finite at step {self.step} (learning rate "
+                f"{self.config.optimiser.lr_at(self.step):.2g}): lower optimiser.lr."
             )
         seen = self.step * self.config.optimiser.batch_size
         row = {"step": float(self.step), "volumes": float(seen), "seconds": self.seconds, **values}
         row["lr"] = self.config.optimiser.lr_at(self.step - 1)
         steps = self.config.optimiser.steps
-        twentieth = self.step * 20 // steps > (self.step - len(pending)) * 20 // steps
-        if len(self.heldout) and (twentieth or self.step == steps):
+        due = self.step * VALIDATIONS // steps > (self.step - len(pending)) * VALIDATIONS // steps
+        if len(self.heldout) and (due or self.step == steps):
             row["heldout"] = self.validate()
         self.history.append(row)
 
@@ -316,7 +325,7 @@ class Trainer:
         return float(terms["reconstruction" if self.config.objective.mae else "prediction"])
 
     def finish(self) -> dict[str, Any]:
-        """Write metrics, model and encoder; drop the checkpoints."""
+        """Write metrics, model and encoder; the run store drops the checkpoints once the run is whole."""
         from safetensors.torch import save_file
 
         if self.accelerator.is_main_process:
@@ -324,8 +333,6 @@ class Trainer:
             save_file(host_state(self.raw), self.folder / "model.safetensors")
             exported = self.raw.target_encoder if isinstance(self.raw, Jepa) else self.raw.encoder
             exported.save_pretrained(self.folder / "encoder")
-            for old in checkpoints(self.folder):
-                shutil.rmtree(old)
         self.accelerator.wait_for_everyone()
         return {
             "device": str(self.device.type),
@@ -339,9 +346,18 @@ class Trainer:
 
 
 def seconds_per_step(
-    config: PretrainConfig, volumes: np.ndarray, folder: Path, *, steps: int = 6, cpu: bool = False
+    config: PretrainConfig,
+    volumes: np.ndarray,
+    folder: Path,
+    *,
+    steps: int = 6,
+    enough: float = 15.0,
+    cpu: bool = False,
 ) -> float:
-    """Measure one optimiser step on this machine: the median of `steps`, after two that do not count."""
+    """Measure one optimiser step on this machine: the median of `steps` after two that do not count.
+
+    Where steps are slow, it is the last one once `enough` seconds have gone by.
+    """
     trainer = Trainer(config, volumes, volumes[:0], folder, cpu=cpu)
     rows = batch_rows(len(volumes), config.optimiser.batch_size, config.seed)
     times = []
@@ -349,6 +365,8 @@ def seconds_per_step(
         start = time.perf_counter()
         float(trainer.train_step(next(rows))["loss"])  # reading the loss waits for the device
         times.append(time.perf_counter() - start)
+        if sum(times) > enough and len(times) > 1:
+            return float(np.median(times[2:] or times[-1:]))
     return float(np.median(times[2:]))
 
 

@@ -129,7 +129,7 @@ def evaluate(
     return pd.DataFrame([row])
 
 
-def refit_p(features: Mapping[str, Array], table: pd.DataFrame, *, draws: int = 99, seed: int = 0) -> float:
+def refit_p(features: Mapping[str, Array], table: pd.DataFrame, *, draws: int = 399, seed: int = 0) -> float:
     """One-sided p of a cross-validated probe, its choices and fits repeated under labels permuted within folds.
 
     What `evaluate` does instead, permuting against fixed scores, is too lenient for small cross-validated samples,

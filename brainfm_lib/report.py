@@ -27,7 +27,7 @@ from filelock import FileLock
 from brainfm_lib.errors import InputError
 from brainfm_lib.identity import PACKAGE, code_digest, imported_modules, stable_hash, write_atomic
 
-STUDY = "brainfm_lib.study"
+STUDY = ("brainfm_lib.study", "brainfm_lib.study_data")
 # parameters that change a profile's values, and so show in the identity of the runs that they touch: see `Study`
 RUN_PARAMETERS = frozenset(
     ("overrides", "spectral_weight", "spectral_high_pass", "vcr_weight", "mask_ratio", "learning_rate", "steps")
@@ -204,9 +204,9 @@ def drawing_digest(cells: list[str]) -> str:
         for name in _imported(node)
         if name.split(".")[0] == PACKAGE
     }
-    behind = {m for m in imported_modules([STUDY]) if m != STUDY and not m.startswith(f"{PACKAGE}.data")}
-    study = code_digest([STUDY], without=behind) if modules else ""
-    return stable_hash([study, code_digest(sorted(modules), without={STUDY})])
+    behind = {m for m in imported_modules(STUDY) if m not in STUDY and not m.startswith(f"{PACKAGE}.data")}
+    study = code_digest(STUDY, without=behind) if modules else ""
+    return stable_hash([study, code_digest(sorted(modules), without=STUDY)])
 
 
 def make(page: Page, parameters: Mapping[str, Any], root: Path) -> None:

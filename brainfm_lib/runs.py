@@ -133,7 +133,8 @@ def ensure(config: RunConfig, make: Callable[[Path], Mapping[str, Any] | None]) 
     """Return the run of `config`: the finished one, or a new one made by `make`.
 
     `make` gets a folder to write into. After a crash the same folder comes back with what was written before, so that
-    long work can resume from its own checkpoints. What `make` returns is added to the provenance. The folder takes its
+    long work can resume from its own checkpoints: entries called ``checkpoint-*`` or beginning with a dot are dropped
+    once everything else is there. What `make` returns is added to the provenance. The folder takes its
     final name only when everything is in it. A second process that wants the same run waits for the first.
 
     Raises:
@@ -155,12 +156,15 @@ def ensure(config: RunConfig, make: Callable[[Path], Mapping[str, Any] | None]) 
             return run
         working = root / f".partial-{config.id}"
         working.mkdir(exist_ok=True)
-        start = time.perf_counter()
-        extra = dict(make(working) or {})
-        (working / "config.yaml").write_text(yaml.safe_dump(_description(config), sort_keys=False))
-        provenance = _provenance(config, time.perf_counter() - start) | extra
-        with write_atomic(working / PROVENANCE) as path:
-            path.write_text(json.dumps(provenance, indent=2))
+        if not (working / PROVENANCE).is_file():  # it is written last: where it is, only the new name is missing
+            start = time.perf_counter()
+            extra = dict(make(working) or {})
+            (working / "config.yaml").write_text(yaml.safe_dump(_description(config), sort_keys=False))
+            provenance = _provenance(config, time.perf_counter() - start) | extra
+            with write_atomic(working / PROVENANCE) as path:
+                path.write_text(json.dumps(provenance, indent=2))
+        for scratch in [*working.glob("checkpoint-*"), *working.glob(".*")]:
+            shutil.rmtree(scratch) if scratch.is_dir() else scratch.unlink()
         working.replace(root / config.id)
     return Run(root / config.id)
 
@@ -220,7 +224,7 @@ def _provenance(config: RunConfig, seconds: float) -> dict[str, Any]:
         "kind": config.kind,
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "wall_seconds": round(seconds, 2),
-        "peak_memory_bytes": usage,
+        "process_peak_memory_bytes": usage,
         "code": config.code_hash,
         "data": dict(config.data),
         "inputs": {role: run.id for role, run in config.inputs.items()},

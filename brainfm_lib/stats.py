@@ -1,8 +1,8 @@
 """Intervals and tests whose unit is the subject.
 
-Labels belong to scans, so the unit of inference is (subject, label): the scores of a subject's scans under
-one label are averaged. Whole subjects are resampled, so repeated scans never narrow an interval.
-Everything here is conditional on the fitted models: refitting, seeds and splits add variance of their own.
+Labels belong to scans, so the unit of inference is (subject, label): the scores of a subject's scans under one label
+are averaged. Whole subjects are resampled, so repeated scans never narrow an interval. Everything here is conditional
+on the fitted models: refitting, seeds and splits add variance of their own.
 """
 
 from collections.abc import Callable, Iterator
@@ -209,8 +209,7 @@ def permutation_p(
     Args:
         labels, scores, subjects: as in `auroc_interval`.
         folds: as in `cv_auroc_interval`, or None for one test set.
-        draws: permutations.
-        seed: of the permutations.
+        draws, seed: number and seed of the permutations.
 
     Raises:
         InputError: a class without a subject (in a fold), or scores that are not finite.
@@ -242,18 +241,20 @@ def permutation_p_refit(
     folds: ArrayLike | None = None,
     *,
     draws: int = 200,
+    enough: int = 10,
     seed: int = 0,
 ) -> float:
     """One-sided p of a statistic whose whole procedure is repeated under permuted subject labels.
+
+    Sequential (Besag & Clifford 1991, Biometrika 78:301): where nothing is there, few refits say so.
 
     Args:
         fit_and_score: takes labels (n,), runs everything that looks at labels, returns the statistic.
         labels: (n,) classes of the scans. Where every subject carries one label it moves as one; otherwise
             label sequences move whole between subjects with equally many scans.
-        subjects: (n,) subject identifiers.
-        folds: (n,) when given, labels move within folds only, which keeps every fold's class counts.
-        draws: permutations, each of them a refit.
-        seed: of the permutations.
+        subjects, folds: (n,) each; with folds, labels move within them, which keeps every fold's class counts.
+        draws: most permutations, each of them a refit.
+        enough, seed: stop once so many have reached the observed value, p being their share; seed of the permutations.
     """
     labels, rng = np.asarray(labels), np.random.default_rng(seed)
     names, codes = np.unique(np.asarray(subjects), return_inverse=True)
@@ -264,22 +265,27 @@ def permutation_p_refit(
     for s, r in enumerate(rows):
         groups.setdefault((int(fold_of[r[0]]), 1 if single else len(r)), []).append(s)
     observed, exceed = fit_and_score(labels.copy()), 0
-    for _ in range(draws):
+    for made in range(1, draws + 1):
         permuted = labels.copy()
         for members in groups.values():
             for target, source in zip(members, rng.permutation(members)):
                 permuted[rows[target]] = labels[rows[source][0]] if single else labels[rows[source]]
         exceed += fit_and_score(permuted) >= observed - 1e-12
+        if exceed == enough:
+            return exceed / made
     return (1 + exceed) / (draws + 1)
 
 
 def holm(p_values: ArrayLike) -> Array:
-    """Holm's step-down adjusted p-values, in the given order (Holm, 1979, Scand. J. Statist. 6:65)."""
+    """Holm's step-down adjusted p-values, in the given order (Holm, 1979, Scand. J. Statist. 6:65).
+
+    NaN stands for a test that was not made: it stays NaN and the family is the others.
+    """
     p = np.asarray(p_values, dtype=float)
-    order = np.argsort(p)
-    adjusted = np.maximum.accumulate(p[order] * np.arange(p.size, 0, -1))
-    result = np.empty_like(p)
-    result[order] = np.minimum(adjusted, 1.0)
+    made = np.flatnonzero(~np.isnan(p))
+    order = made[np.argsort(p[made])]
+    result = np.full_like(p, np.nan)
+    result[order] = np.minimum(np.maximum.accumulate(p[order] * np.arange(order.size, 0, -1)), 1.0)
     return result
 
 

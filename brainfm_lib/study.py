@@ -6,23 +6,20 @@ into a configuration, from which the run's identity follows without making anyth
 
 import dataclasses
 import json
-from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from brainfm_lib.config import Profile, load_profile
-from brainfm_lib.data.cohort import Cohort, describe_cohort
-from brainfm_lib.data.manifest import Manifest, load_manifest
-from brainfm_lib.data.splits import assign_folds, assign_splits, held_out_subjects, task_table
-from brainfm_lib.data.store import Volumes, open_volumes
+from brainfm_lib.config import load_profile
+from brainfm_lib.data.manifest import load_manifest
 from brainfm_lib.errors import InputError
 from brainfm_lib.identity import stable_hash, write_atomic
 from brainfm_lib.objectives import ARMS, CONTROL
 from brainfm_lib.runs import Run, RunConfig, ensure, find
+from brainfm_lib.study_data import InMemory, StudyData
 
 RAW_VOXELS = "raw-voxels"
 FLAT_NAMES = {
@@ -33,10 +30,10 @@ FLAT_NAMES = {
     "learning_rate": "optimiser.lr",
     "steps": "optimiser.steps",
 }
-HELDOUT_SHARE = 0.1
+RESULT_NAMES = ("cohort", "task", "arm", "seed", "protocol", "run")
 
 
-class Study:
+class Study(StudyData):
     """What is compared, and on what.
 
     Args:
@@ -71,99 +68,13 @@ class Study:
         if objective != "all" and objective not in (*ARMS, CONTROL):
             raise InputError(f"There is no arm {objective!r}: choose all, {', '.join(ARMS)} or {CONTROL}.")
         given = {FLAT_NAMES[name]: value for name, value in flat.items() if value is not None}
-        self.profile_name, self.seed, self.progress, self.cpu = profile, int(seed), progress, cpu
-        self.profile: Profile = load_profile(profile, {**(overrides or {}), **given})
-        self.manifest: Manifest = load_manifest(manifest)
+        super().__init__(
+            load_manifest(manifest), load_profile(profile, {**(overrides or {}), **given}), progress=progress
+        )
+        self.profile_name, self.seed, self.cpu = profile, int(seed), cpu
         self.arms: tuple[str, ...] = tuple(ARMS) if objective == "all" else (objective,)
         self.used: dict[str, Run] = {}
-        self._cohorts: dict[str, Cohort] = {}
-        self._volumes: dict[str, Volumes] = {}
         self._configs: dict[str, RunConfig] = {}
-        self._data_used: dict[str, str] = {}
-
-    # --- data ---------------------------------------------------------------------------------------------------------
-
-    def cohort(self, name: str) -> Cohort:
-        """Who is in a cohort, cut to the profile's number of subjects. No voxel is read."""
-        if name not in self._cohorts:
-            caps = self.profile.subjects
-            cap = caps.pretraining if name in self.manifest.pretraining else caps.downstream
-            self._cohorts[name] = describe_cohort(self.manifest, name, max_subjects=cap)
-            self._data_used[f"cohort:{name}"] = self._cohort_id(name)
-        return self._cohorts[name]
-
-    def volumes(self, name: str) -> Volumes:
-        """Prepared volumes of a cohort, rows as in its table; what is missing is prepared now."""
-        if name not in self._volumes:
-            self._volumes[name] = open_volumes(self.cohort(name), self.profile.geometry, progress=self.progress)
-        return self._volumes[name]
-
-    @cached_property
-    def pretraining_cohorts(self) -> tuple[str, ...]:
-        """Cohorts to pretrain on that are present."""
-        present = self.manifest.available_cohorts()
-        names = tuple(name for name in self.manifest.pretraining if name in present)
-        if not names:
-            raise InputError("No cohort of the manifest's `pretraining` list is present: `brainfm check` says why.")
-        return names
-
-    @cached_property
-    def tasks(self) -> tuple[str, ...]:
-        """Tasks whose cohort is present."""
-        return tuple(self.manifest.available_tasks())
-
-    def task_table(self, task: str) -> pd.DataFrame:
-        """Scans of a task with label, subject and split (few subjects: fold), the same for every arm."""
-        if task not in self.tasks:
-            raise InputError(f"There is no task {task!r} with its data present: choose among {', '.join(self.tasks)}.")
-        table = task_table(self.manifest, task, self.cohort(self.manifest.tasks[task].cohort))
-        if "split" in table:
-            return table
-        if table["subject_id"].nunique() < self.profile.evaluation.cross_validate_below:
-            smallest = int(table.groupby("label")["subject_id"].nunique().min())
-            return table.assign(fold=assign_folds(table, seed=0, folds=min(5, max(smallest // 2, 2))))
-        return table.assign(split=assign_splits(table, seed=0))
-
-    @cached_property
-    def pretraining_rows(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-        """For each pretraining cohort, rows of the scans to train on and of the held-out subjects' scans.
-
-        Validation and test subjects of every task on the cohort are no training subjects unless the manifest says
-        ``transductive: true``; a tenth of the others is held out as well.
-        """
-        rows = {}
-        for name in self.pretraining_cohorts:
-            cohort = self.cohort(name)
-            subjects = cohort.scans["subject_id"].astype(str)
-            evaluated: set[str] = set()
-            if not self.manifest.transductive:
-                tables = [self.task_table(t) for t in self.tasks if self.manifest.tasks[t].cohort == name]
-                evaluated = held_out_subjects(tables)
-            rest = sorted(set(subjects) - evaluated, key=lambda s: stable_hash((name, s, "heldout")))
-            count = max(round(HELDOUT_SHARE * len(rest)), 1) if len(rest) > 1 else 0
-            train = set(rest[count:])
-            heldout = set(rest[:count]) | evaluated
-            rows[name] = (np.flatnonzero(subjects.isin(train)), np.flatnonzero(subjects.isin(heldout)))
-        return rows
-
-    def pretraining_volumes(self, part: int, limit: int | None = None) -> tuple[np.ndarray, pd.DataFrame]:
-        """Float16 volumes (n, D, H, W) of the training (0) or held-out (1) scans, and their rows; spread if limited."""
-        total = sum(len(rows[part]) for rows in self.pretraining_rows.values())
-        arrays, tables = [], []
-        for name, rows in self.pretraining_rows.items():
-            chosen = rows[part]
-            if limit is not None and total > limit:
-                count = min(len(chosen), max(round(limit * len(chosen) / total), 1))
-                chosen = chosen[np.linspace(0, len(chosen) - 1, count).round().astype(int)] if len(chosen) else chosen
-            if len(chosen):
-                arrays.append(self.volumes(name).bank()[chosen])
-                tables.append(self.cohort(name).scans.iloc[chosen])
-        if not arrays:
-            raise InputError(
-                "No scan is left to pretrain on: every subject is a validation or test subject of a task; add a cohort "
-                "to `pretraining`, or set `transductive: true` in the manifest and say so in your report."
-            )
-        return np.concatenate(arrays), pd.concat(tables, ignore_index=True)
 
     # --- requests -----------------------------------------------------------------------------------------------------
 
@@ -187,11 +98,17 @@ class Study:
     def identify(self, request: str) -> str:
         """Identity of the run of `request`, without making it; that of a shipped run where this one is used.
 
-        ``cohort:<name>`` is answered too: the identity of a cohort's volumes.
+        ``cohort:<name>`` is answered too: the identity of a cohort's volumes; and ``study``: what a page shows beside
+        runs and cohorts, that is, which tasks there are and how they are evaluated.
         """
         kind, _, rest = request.partition(":")
         if kind == "cohort":
             return self._cohort_id(rest)
+        if kind == "study":
+            manifest, evaluation = self.manifest, dataclasses.asdict(self.profile.evaluation)
+            tasks = {name: manifest.tasks[name].model_dump() for name in self.tasks}
+            absent = [manifest.missing(), manifest.skipped_tasks()]
+            return f"study-{stable_hash([tasks, absent, self.pretraining_cohorts, manifest.transductive, evaluation])}"
         config = self.config(request)
         found = find(config)
         return found.id if found is not None else config.id
@@ -199,16 +116,15 @@ class Study:
     def run(self, request: str) -> Run:
         """The finished run of `request`; made now, with all it needs, where it is missing."""
         config = self.config(request)
-        kind, *words = request.split(":")
-        make = getattr(self, f"_{kind}_make")
-        self.used[request] = ensure(config, lambda folder: make(*words)(folder))
-        return self.used[request]
+        found = find(config)
+        if found is None:
+            kind, *words = request.split(":")
+            make = getattr(self, f"_{kind}_make")(*words)  # asks for the runs it starts from, in their own time
+            found = ensure(config, make)
+        self.used[request] = found
+        return found
 
     # --- kinds of run: a configuration, and how it is made -----------------------------------------------------------
-
-    def _cohort_id(self, name: str) -> str:
-        """What a page that shows a cohort depends on: its scans, and the grid they are brought to."""
-        return f"cohort-{stable_hash([self.cohort(name).digest, self.profile.geometry])}"
 
     def _pretraining_data(self) -> dict[str, str]:
         return {
@@ -284,7 +200,7 @@ class Study:
         evaluation, run = self.profile.evaluation, self.run(f"pretrain:{arm}")
         return make_latents(
             run.path / "encoder",
-            lambda: _InMemory(self.pretraining_volumes(1, evaluation.latent_volumes)[0]),
+            lambda: InMemory(self.pretraining_volumes(1, evaluation.latent_volumes)[0]),
             batch_size=evaluation.batch_size,
             cpu=self.cpu,
         )
@@ -376,24 +292,13 @@ class Study:
                 run=run.id,
             )
             rows.append(table)
-        return pd.concat(rows, ignore_index=True) if rows else pd.DataFrame()
+        columns = ["metric", "estimate", "low", "high", "n_subjects", "p_permutation", *RESULT_NAMES]
+        return pd.concat(rows, ignore_index=True) if rows else pd.DataFrame(columns=columns)
 
     def write_result(self, path: str | Path = "result.json", **extra: Any) -> None:
         """Note which runs were used: ``{"runs": {request: run id}, ...}``."""
         content = {"profile": self.profile_name, "seed": self.seed, "arms": list(self.arms), **extra}
         content["runs"] = {request: run.id for request, run in self.used.items()} | self._data_used
+        content["runs"]["study"] = self.identify("study")
         with write_atomic(path) as temporary:
             temporary.write_text(json.dumps(content, indent=2))
-
-
-class _InMemory:
-    """An array that reads like prepared volumes."""
-
-    def __init__(self, volumes: np.ndarray) -> None:
-        self.volumes = volumes
-
-    def __len__(self) -> int:
-        return len(self.volumes)
-
-    def read(self, rows: Sequence[int]) -> np.ndarray:
-        return self.volumes[np.asarray(rows)].astype(np.float32)

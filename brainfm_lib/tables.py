@@ -187,14 +187,16 @@ def differences_table(differences: pd.DataFrame, titles: Mapping[str, str], *, s
     return pd.DataFrame([{"difference": pair, **cells} for pair, cells in rows.items()]).fillna("–")
 
 
-def rank_table(measures: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+def rank_table(measures: Mapping[str, pd.DataFrame], *, level: str | None = None) -> pd.DataFrame:
     """Rank measures of every encoder at every level, one row each.
 
     Args:
-        measures: Arm -> table with level, n, width and the measures.
+        measures: Arm -> table with level, n, width, variance_share and the measures.
+        level: Show this level alone.
     """
     parts = [table.assign(arm=title(arm)) for arm, table in measures.items()]
-    joined = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=["arm"])
+    joined = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=["arm", "level"])
+    joined = joined if level is None else joined[joined["level"] == level]
     return joined[["arm", *(name for name in joined.columns if name != "arm")]]
 
 

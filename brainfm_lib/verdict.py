@@ -8,6 +8,7 @@ CONTROL = "random-init"
 RAW_VOXELS = "raw-voxels"
 PROTOCOLS = {"linear": "a linear probe on frozen features", "fine-tune": "short fine-tuning"}
 METRIC = "auroc"
+TRANSDUCTIVE = "**Transductive**: encoders may have been pretrained on subjects that tasks are tested on."
 
 
 def verdicts(results: pd.DataFrame, *, metric: str = METRIC) -> dict[str, str]:

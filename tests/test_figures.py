@@ -60,7 +60,7 @@ def measures(arm: str, rank: float = 20.0) -> pd.DataFrame:
     table = pd.DataFrame(
         {"level": levels, "n": 256, "width": 48, "rankme_centred": rank, "participation_ratio": 8.0, "alpha_req": 1.0}
     )
-    return table.assign(rankme_centred=[rank, rank * 0.6, rank * 0.4])
+    return table.assign(rankme_centred=[rank, rank * 0.6, rank * 0.4], variance_share=[0.1, 1.0, 0.3])
 
 
 def results(arms: tuple[str, ...] = COMPARED, tasks: tuple[str, ...] = ("ad", "mci", "grade")) -> pd.DataFrame:
@@ -230,8 +230,11 @@ def test_resolution_is_counted_from_the_lowest_shell_without_gaps() -> None:
 
 def test_collapse_is_said_where_it_is() -> None:
     fine = notes.collapse_note({"mae": measures("mae"), "jepa": measures("jepa", 10.0)}).data
-    assert fine.startswith("No encoder collapsed: with positions removed") and "JEPA 4.0 of 48" in fine
+    assert fine.startswith("No encoder collapsed. RankMe") and "JEPA 4.0 of 48 (30.0 %)" in fine
     assert notes.collapse_note({"jepa": measures("jepa", 2.5)}).data.startswith("JEPA **collapsed**")
+    still = measures("jepa", 10.0).assign(variance_share=0.001)  # many directions, but all of them negligible
+    assert notes.collapse_note({"jepa": still}).data.startswith("JEPA **collapsed**")
+    assert notes.collapse_note({}).data.startswith("No encoder that is shown here")
 
 
 def test_adjustment_is_over_the_rows_of_a_protocol() -> None:

@@ -36,7 +36,7 @@ def task(n=100, seed=0):
     return volumes.astype(np.float16), table
 
 
-@pytest.mark.parametrize("pooling", ["mean", "attentive"])
+@pytest.mark.parametrize("pooling", ["mean", "attentive", "regional"])
 def test_it_learns_and_leaves_the_encoder_alone(encoder, pooling):
     before = copy.deepcopy(encoder.state_dict())
     volumes, table = task()

@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -42,7 +43,7 @@ def test_a_finished_run_is_found_and_not_made_again():
     assert made == [1] and first.id == second.id
     assert second.array("value").tolist() == [0, 1, 2]
     assert second.settings == {"value": 1} and second.provenance["device"] == "cpu"
-    assert {"commit", "versions", "wall_seconds", "peak_memory_bytes", "data"} <= set(second.provenance)
+    assert {"commit", "versions", "wall_seconds", "process_peak_memory_bytes", "data"} <= set(second.provenance)
 
 
 def test_identity_follows_settings_data_inputs_and_code_only():
@@ -169,3 +170,39 @@ def test_runs_are_listed_found_by_their_beginning_and_removed():
 def test_no_identifier_of_a_run_holds_a_path(project):
     run = ensure(config(), write_value)
     assert str(project) not in json.dumps(run.provenance) + (run.path / runs.PROVENANCE).read_text()
+
+
+def test_scratch_goes_once_the_run_is_whole(project):
+    def make(folder: Path):
+        for name in ("checkpoint-00000012", ".checkpoint-1.tmp"):
+            (folder / name).mkdir()
+        return write_value(folder)
+
+    run = ensure(config(), make)
+    assert sorted(file.name for file in run.path.iterdir()) == ["config.yaml", "provenance.json", "value.npy"]
+
+
+def test_a_kill_between_the_last_file_and_the_new_name_costs_nothing(project):
+    run = ensure(config(), write_value)
+    run.path.rename(project / "runs" / f".partial-{run.id}")  # as a kill just before the rename leaves it
+    assert find(config()) is None
+    again = ensure(config(), lambda folder: pytest.fail("made again"))
+    assert again.id == run.id and again.array("value").tolist() == [0, 1, 2]
+
+
+def test_code_that_changes_under_a_running_process_files_no_result(project):
+    copy = project / "copy" / "brainfm_lib"
+    shutil.copytree(Path(identity.__file__).parent, copy)
+    script = (
+        "import sys; from pathlib import Path; from brainfm_lib.runs import RunConfig; import brainfm_lib.masking\n"
+        "config = lambda: RunConfig('toy', {}, code=('brainfm_lib.masking',))\n"
+        "print(config().id)\n"
+        "file = Path(sys.argv[1]) / 'masking.py'\n"
+        "file.write_text(file.read_text() + '\\nx = 1\\n')\n"
+        "config().id\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(copy.parent), "PYTHONDONTWRITEBYTECODE": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(copy)], cwd=copy.parent, env=environment, capture_output=True, text=True
+    )
+    assert done.stdout.startswith("toy-") and "masking.py was changed after this process" in done.stderr

@@ -158,7 +158,7 @@ def test_refitting_permutes_subjects_within_folds():
         seen.append(permuted)
         return 0.0
 
-    assert permutation_p_refit(statistic, labels, subjects, folds, draws=20) == 1
+    assert permutation_p_refit(statistic, labels, subjects, folds, draws=20, enough=21) == 1
     for permuted in seen:
         assert np.array_equal(permuted[::2], permuted[1::2])  # a subject keeps one label
         assert [permuted[folds == f].sum() for f in (0, 1)] == [6, 6]
@@ -206,3 +206,20 @@ def test_bad_folds_are_refused():
         cv_auroc_interval([0, 0, 1, 1], [1, 2, 3, 4], [0, 0, 1, 2], [0, 1, 0, 1])
     with pytest.raises(InputError, match="not finite"):
         paired_mean_interval([1.0, np.nan], [0.0, 0.0], [0, 1])
+
+
+def test_holm_leaves_tests_that_were_not_made_out_of_the_family():
+    adjusted = holm([0.01, np.nan, 0.04])
+    assert adjusted[[0, 2]] == pytest.approx([0.02, 0.04]) and np.isnan(adjusted[1])
+
+
+def test_refits_stop_early_where_nothing_is_there():
+    calls = []
+
+    def score(labels):
+        calls.append(1)
+        return np.random.default_rng(len(calls)).random()
+
+    labels, subjects = np.arange(40) % 2, np.arange(40)
+    p = permutation_p_refit(score, labels, subjects, draws=2000)
+    assert len(calls) < 400 and p == pytest.approx(10 / (len(calls) - 1))

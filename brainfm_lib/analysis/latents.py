@@ -35,7 +35,9 @@ def measure_latents(tokens: np.ndarray) -> tuple[pd.DataFrame, pd.DataFrame]:
         tokens: (n, N, E).
 
     Returns:
-        ``measures``: a row per level. ``eigenspectrum``: level, rank (1-based), covariance eigenvalue.
+        ``measures``: a row per level; variance_share is its total variance over that of the tokens: with positions
+        removed, how much of what tokens say is about the brain and not about the place.
+        ``eigenspectrum``: level, rank (1-based), covariance eigenvalue.
     """
     width = tokens.shape[-1]
     matrices = {
@@ -44,8 +46,11 @@ def measure_latents(tokens: np.ndarray) -> tuple[pd.DataFrame, pd.DataFrame]:
         "tokens, position removed": np.asarray(remove_position_mean(tokens)).reshape(-1, width),
     }
     measures, spectra = [], []
+    whole = float(matrices["tokens"].var(axis=0, dtype=np.float64).sum())
     for level, matrix in matrices.items():
-        measures.append({"level": level, "n": len(matrix), "width": width, **rank_measures(matrix)})
+        share = float(matrix.var(axis=0, dtype=np.float64).sum()) / max(whole, 1e-30)
+        row = {"level": level, "n": len(matrix), "width": width, "variance_share": share}
+        measures.append({**row, **rank_measures(matrix)})
         values = np.asarray(eigenspectrum(matrix))
         spectra.append(pd.DataFrame({"level": level, "rank": np.arange(1, len(values) + 1), "eigenvalue": values}))
     return pd.DataFrame(measures), pd.concat(spectra, ignore_index=True)

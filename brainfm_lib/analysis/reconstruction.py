@@ -14,6 +14,7 @@ from torch import Tensor
 from brainfm_lib.analysis.spectrum import coherence, coherence_noise_floor, radial_power
 from brainfm_lib.data.augment import zscore
 from brainfm_lib.features import autocast, best_device
+from brainfm_lib.losses.reconstruction import denormalise
 from brainfm_lib.masking import Mask, partition_masks
 from brainfm_lib.models import Jepa, MaskedAutoencoder
 from brainfm_lib.pretrain import PretrainConfig, initial_model, stream
@@ -81,9 +82,9 @@ def fit_readout(model: Jepa, volumes: Tensor, batch_size: int) -> tuple[Tensor, 
     moment = torch.zeros(n, size.patch_size**3, dtype=torch.float64)
     for batch in volumes.split(batch_size):
         latents = model.targets(batch).flatten(0, 1)
-        rows = torch.cat([latents, torch.ones_like(latents[:, :1])], dim=1).double().cpu()
+        rows = torch.cat([latents, torch.ones_like(latents[:, :1])], dim=1).cpu().double()
         gram += rows.T @ rows
-        moment += rows.T @ patchify(batch, size.patch_size).flatten(0, 1).double().cpu()
+        moment += rows.T @ patchify(batch, size.patch_size).flatten(0, 1).cpu().double()
     penalty = READOUT_PENALTY * gram.diagonal().mean() * torch.eye(n, dtype=torch.float64)
     penalty[-1, -1] = 0.0
     solution = torch.linalg.solve(gram + penalty, moment).float().to(volumes.device)
@@ -152,6 +153,8 @@ def evaluate_reconstruction(
                 latent[0, rows] += (predicted - output.target).square().mean((1, 2))
                 latent[1, rows] += (expected - output.target).square().mean((1, 2))
                 parts.append(predicted @ readout[0] + readout[1])
+            elif config.objective.mae is not None and config.objective.mae.normalise_patches:
+                parts.append(denormalise(output, gather(target_tokens[rows], piece.hidden)))
             else:
                 parts.append(output.float())
         predicted = torch.cat(parts)
@@ -196,7 +199,7 @@ def evaluate_reconstruction(
     pictures = torch.cat([heldout[shown], visible, first[shown], first[shown] - heldout[shown]], dim=1)
     return {
         "errors": errors,
-        "spectra": spectra_table(heldout, pure, first, config.geometry.spacing),
+        "spectra": spectra_table(heldout.cpu(), pure.cpu(), first.cpu(), config.geometry.spacing),
         "examples": pictures.cpu().numpy().astype(np.float16),
     }
 

@@ -61,8 +61,8 @@ class Cohort:
         return self._digest(["scan_uid", "subject_id", "digest"])
 
     def _digest(self, columns: list[str]) -> str:
-        table = self.scans[sorted(columns)].sort_values("scan_uid")
-        text = table.to_csv(index=False, lineterminator="\n", na_rep="")
+        text = self.scans[sorted(columns)]  # in this order: features and batches follow it
+        text = text.to_csv(index=False, lineterminator="\n", na_rep="")
         return stable_hash([self.source_key, text])
 
     def select(self, rows: Any) -> Cohort:
@@ -99,7 +99,8 @@ def list_scans(manifest: Manifest, name: str, *, max_subjects: int | None = None
         spec = _typed(PhantomSpec, settings.spec, f"{where}: spec")
         return _phantom_cohort(name, spec if max_subjects is None else _capped(spec, max_subjects), settings, where)
     source = _typed(IngestSettings, settings.ingest, f"{where}: ingest")
-    scans = _kept(_real_scans(manifest, name, settings), settings.contrasts, where)
+    scans = _real_scans(manifest, name, settings).sort_values("scan_uid", ignore_index=True)
+    scans = _kept(scans, settings.contrasts, where)
     if max_subjects is not None:
         order = sorted(scans["subject_id"].unique(), key=lambda subject: stable_hash([name, subject], 16))
         scans = scans[scans["subject_id"].isin(order[:max_subjects])].reset_index(drop=True)

@@ -12,7 +12,7 @@ import numpy as np
 from scipy import ndimage
 
 from brainfm_lib.data.geometry import Geometry
-from brainfm_lib.errors import InputError
+from brainfm_lib.errors import InputError, UnreadableError
 
 FLOOR = 1e-3  # smallest stored value of a foreground voxel: background is exactly 0, so foreground is `volume > 0`
 COARSE = 3.0  # mm, about the spacing at which the head is looked for
@@ -73,6 +73,10 @@ def prepare_volume(path: str | Path, geometry: Geometry, settings: IngestSetting
     try:
         data = _voxels(image, str(path))
     except (OSError, EOFError, ValueError, zlib.error, MemoryError) as error:
+        if isinstance(error, MemoryError) or getattr(error, "errno", None) is not None:
+            raise UnreadableError(
+                f"{path}: the voxels could not be read ({_words(error)}): mend disk, network or memory, and try again."
+            ) from error
         raise InputError(
             f"{path}: the voxels cannot be read ({_words(error)}): copy or convert the file anew."
         ) from error

@@ -65,6 +65,9 @@ def task_table(manifest: Manifest, task: str, cohort: Cohort) -> pd.DataFrame:
     split = read_split_files(manifest, settings, table, cohort.name)
     kept = split.notna()
     table = table[kept].assign(split=split[kept]).reset_index(drop=True)
+    if settings.splits.val is None:  # no official validation subjects: some of the training ones, by hash
+        train = table[table["split"] == "train"]
+        table.loc[train.index, "split"] = assign_splits(train, seed=0, test=0.0)
     check_disjoint(table, table["split"], where)
     return table
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -14,7 +14,7 @@ from filelock import FileLock
 from tqdm import tqdm
 
 from brainfm_lib.data.geometry import Geometry
-from brainfm_lib.errors import InputError
+from brainfm_lib.errors import InputError, UnreadableError
 from brainfm_lib.identity import code_digest, stable_hash, write_atomic
 from brainfm_lib.paths import store_dir
 
@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
 INDEX = "index.parquet"
 REFUSED = "refused.parquet"
-PHANTOM_BATCH = 16
+PHANTOM_BATCH = 4
+WORKERS = 8  # threads at most
 CHECKPOINT = 64  # scans between two writings of the index: at most these are made again after a kill
 HEADER_ONLY = ("brainfm_lib", "brainfm_lib.data")  # packages that only re-export: no part of what makes a volume
 
@@ -176,13 +177,21 @@ def _prepare(cohort: Cohort, geometry: Geometry, folder: Path, progress: bool) -
 
 
 def _phantoms(cohort: Cohort, geometry: Geometry) -> Iterator[tuple[int, Any]]:
+    """Render phantoms, a few at a time in threads that compute on one core each, in order."""
     from brainfm_lib.data.phantom import PhantomSpec, render
+    from brainfm_lib.data.phantom.rendering import single_threaded
 
-    assert isinstance(cohort.source, PhantomSpec)
-    for start in range(0, len(cohort), PHANTOM_BATCH):
-        rows = cohort.scans.iloc[start : start + PHANTOM_BATCH]
-        for offset, volume in enumerate(render(cohort.source, rows, geometry).numpy()):
-            yield start + offset, (volume, {"foreground": float((volume > 0).mean())})
+    spec = cohort.source
+    assert isinstance(spec, PhantomSpec)
+
+    def batch(start: int) -> Any:
+        return render(spec, cohort.scans.iloc[start : start + PHANTOM_BATCH], geometry).numpy()
+
+    with single_threaded():
+        render(spec, cohort.scans.iloc[:1], geometry)  # reads what all scans share, once, before the threads
+        for start, volumes in _in_order(batch, range(0, len(cohort), PHANTOM_BATCH)):
+            for offset, volume in enumerate(volumes):
+                yield start + offset, (volume, {"foreground": float((volume > 0).mean())})
 
 
 def _scans(cohort: Cohort, geometry: Geometry) -> Iterator[tuple[int, Any]]:
@@ -195,17 +204,22 @@ def _scans(cohort: Cohort, geometry: Geometry) -> Iterator[tuple[int, Any]]:
     def one(path: str) -> Any:
         try:
             return prepare_volume(path, geometry, settings)
+        except UnreadableError:  # no property of the scan, so nothing to remember: stop, what is done is kept
+            raise
         except InputError as error:
             return error
 
-    workers = min(4, os.cpu_count() or 1)
     paths = list(cohort.scans["path"])
+    yield from _in_order(lambda row: one(paths[row]), range(len(paths)))
+
+
+def _in_order(work: Callable[[int], Any], items: Sequence[int]) -> Iterator[tuple[int, Any]]:
+    """(item, work(item)) for all items, made in threads; only a few are in flight, because volumes are large."""
+    workers = min(WORKERS, os.cpu_count() or 1)
     with ThreadPoolExecutor(workers) as pool:
-        # Only a few scans are in flight: raw volumes are large.
-        for start in range(0, len(paths), 4 * workers):
-            chunk = paths[start : start + 4 * workers]
-            for offset, outcome in enumerate(pool.map(one, chunk)):
-                yield start + offset, outcome
+        for start in range(0, len(items), 2 * workers):
+            chunk = items[start : start + 2 * workers]
+            yield from zip(chunk, pool.map(work, chunk))
 
 
 def _append(path: Path, rows: list[dict[str, Any]], key: str) -> None:

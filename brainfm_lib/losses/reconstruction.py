@@ -17,5 +17,25 @@ def reconstruction_loss(predicted: Tensor, target: Tensor, *, normalise_patches:
     """
     predicted, target = predicted.float(), target.float()
     if normalise_patches:
-        target = (target - target.mean(-1, keepdim=True)) / (target.var(-1, keepdim=True) + 1e-6).sqrt()
+        mean, std = _moments(target)
+        target = (target - mean) / std
     return (predicted - target).square().mean() / 2
+
+
+def denormalise(predicted: Tensor, target: Tensor) -> Tensor:
+    """Bring patches predicted under `normalise_patches` back to the volume's units, by the moments of their targets.
+
+    Args:
+        predicted: (B, K, P³), in each target patch's own deviations from its own mean.
+        target: (B, K, P³).
+
+    Returns:
+        (B, K, P³) float32.
+    """
+    mean, std = _moments(target.float())
+    return predicted.float() * std + mean
+
+
+def _moments(target: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and deviation of each patch, (B, K, 1) each."""
+    return target.mean(-1, keepdim=True), (target.var(-1, keepdim=True) + 1e-6).sqrt()

@@ -12,6 +12,7 @@ from brainfm_lib.analysis.covariance import (
     rankme,
     remove_position_mean,
 )
+from brainfm_lib.analysis.latents import measure_latents
 
 
 def noise(*shape, seed=0):
@@ -111,3 +112,11 @@ def test_bad_features_are_named():
         rankme(np.full((4, 2), np.nan), centred=True)
     with pytest.raises(ValueError, match="two samples"):
         eigenspectrum(np.ones((1, 3)))
+
+
+def test_the_share_of_variance_that_is_not_the_positions() -> None:
+    rng = np.random.default_rng(0)
+    place, brain = rng.standard_normal((1, 50, 16)), rng.standard_normal((400, 50, 16))
+    table = measure_latents((3 * place + brain).astype(np.float32))[0].set_index("level")
+    assert table.loc["tokens", "variance_share"] == 1
+    assert abs(table.loc["tokens, position removed", "variance_share"] - 1 / (1 + 9 * place.var())) < 0.01

@@ -133,6 +133,18 @@ def test_official_split_files_are_followed(make_manifest, tmp_path):
     assert any("match no scan" in finding.sentence for finding in check(manifest.path))
 
 
+def test_without_official_validation_subjects_some_training_ones_serve(make_manifest, tmp_path):
+    splits = {name: f"{name}.csv" for name in ("train", "test")}
+    manifest = make_manifest(cohorts=COHORT, tasks={"t": {**TASK, "splits": splits}})
+    cohort = describe_cohort(manifest, "p")
+    subjects = sorted(cohort.scans["subject_id"].unique())
+    write_splits(tmp_path, cohort, train=subjects[:40], test=subjects[40:])
+    table = task_table(manifest, "t", cohort)
+    sides = table.groupby("split")["subject_id"].unique()
+    assert set(sides.index) == {"train", "val", "test"} and set(sides["test"]) <= set(subjects[40:])
+    assert set(sides["val"]) <= set(subjects[:40]) and len(sides["val"]) < len(sides["train"])
+
+
 def test_subject_on_both_sides_of_official_splits_is_an_error(make_manifest, tmp_path):
     manifest = official(make_manifest)
     cohort = describe_cohort(manifest, "p")

@@ -220,3 +220,22 @@ def test_sample_data_prepares_whole(sample_data, monkeypatch):
             spans = [np.ptp(np.flatnonzero((volume > 0).any(axis=axes))) for axes in ((1, 2), (0, 2), (0, 1))]
             assert spans[1] > spans[0]
     assert subjects == 38
+
+
+def test_a_disk_error_is_no_property_of_a_scan(make_bids, make_manifest, store_folder, monkeypatch):
+    from brainfm_lib.data import ingest
+
+    make_bids(3)
+    cohort = describe_cohort(make_manifest(cohorts=BIDS), "b")
+    voxels = ingest._voxels
+
+    def broken(image, path):
+        if "sub-01" in path:
+            raise OSError(5, "Input/output error")
+        return voxels(image, path)
+
+    monkeypatch.setattr(ingest, "_voxels", broken)
+    with pytest.raises(InputError, match=r"sub-01_T1w\.nii\.gz: .*Input/output error.*try again"):
+        open_volumes(cohort, GRID, progress=False, on_error="report")
+    monkeypatch.setattr(ingest, "_voxels", voxels)
+    assert len(open_volumes(cohort, GRID, progress=False)) == 3

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from brainfm_lib.losses.prediction import prediction_loss
-from brainfm_lib.losses.reconstruction import reconstruction_loss
+from brainfm_lib.losses.reconstruction import denormalise, reconstruction_loss
 from brainfm_lib.losses.spectral import SpectralConfig, half_spectrum_weights, spectral_loss
 from brainfm_lib.losses.vcr import covariance_loss, variance_loss
 
@@ -111,3 +111,10 @@ def test_reconstruction_and_prediction_losses():
     normal = (b - b.mean(-1, keepdim=True)) / (b.var(-1, keepdim=True) + 1e-6).sqrt()
     expected = ((a - normal).numpy() ** 2).mean() / 2
     assert float(reconstruction_loss(a, b, normalise_patches=True)) == pytest.approx(expected, rel=1e-6)
+
+
+def test_normalised_predictions_come_back_to_the_volumes_units():
+    target = 3 + 2 * torch.randn(2, 5, 64)
+    predicted = (target - target.mean(-1, keepdim=True)) / (target.var(-1, keepdim=True) + 1e-6).sqrt()
+    assert reconstruction_loss(predicted, target, normalise_patches=True) < 1e-10
+    torch.testing.assert_close(denormalise(predicted, target), target)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -197,6 +199,18 @@ def _render(draws: list[Draw], geometry: Geometry, device: str) -> torch.Tensor:
     return volumes.reshape(-1, *geometry.grid)
 
 
+@contextmanager
+def single_threaded() -> Iterator[None]:
+    """One thread for torch and BLAS: tensors of one volume are so small that a second one only makes the first wait."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with threadpool_limits(1):
+            yield
+    finally:
+        torch.set_num_threads(before)
+
+
 @torch.no_grad()
 def render(
     spec: PhantomSpec, scans: pd.DataFrame, geometry: Geometry, device: str | torch.device = "cpu"
@@ -220,7 +234,7 @@ def render(
     draws = [(number, int(scan)) for number, scan in zip(numbers, scans["scan"], strict=True)]
     step = 1 if place == "cpu" else GPU_STEP
     volumes = torch.empty(len(draws), *geometry.grid, device=place)
-    with threadpool_limits(1):  # tensors of one volume are so small that a second thread only makes the first one wait
+    with single_threaded():
         for start in range(0, len(draws), step):
             batch = [draw(spec, *pair) for pair in draws[start : start + step]]
             volumes[start : start + step] = _render(batch, geometry, place)

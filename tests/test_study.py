@@ -1,0 +1,69 @@
+"""A study never pretrains on whom it tests, and says what a page rests on."""
+
+import pytest
+import yaml
+
+from brainfm_lib.study import Study
+
+CONDITIONS = {"NC": 0.5, "AD": 0.5}
+TASK = {"cohort": "test", "label": "diagnosis", "mapping": {"NC": 0, "AD": 1}, "classes": ["NC", "AD"]}
+
+
+@pytest.fixture
+def open_study(tmp_path, monkeypatch):
+    """`open_study(seeds, **manifest)`: two phantom cohorts, `pre` pretrained on and `test` tested on."""
+    monkeypatch.setenv("BRAINFM_ROOT", str(tmp_path))
+    monkeypatch.setenv("BRAINFM_RUNS", str(tmp_path / "runs"))
+    monkeypatch.setenv("BRAINFM_STORE", str(tmp_path / "store"))
+
+    def make(seeds=(1, 2), **manifest):
+        cohorts = {
+            name: {"kind": "phantom", "spec": {"seed": seed, "subjects": 60, "conditions": CONDITIONS}}
+            for name, seed in zip(("pre", "test"), seeds)
+        }
+        content = {"version": 1, "pretraining": ["pre"], "cohorts": cohorts, "tasks": {"ad": TASK}, **manifest}
+        content["cohorts"] = {**cohorts, **manifest.get("cohorts", {})}
+        file = tmp_path / "data_manifest.yaml"
+        file.write_text(yaml.safe_dump(content))
+        return Study("tiny", file, progress=False)
+
+    return make
+
+
+def trained_on(study):
+    rows = study.pretraining_rows["pre"][0]
+    return set(study.cohort("pre").scans["digest"].iloc[rows])
+
+
+def evaluated_on(study):
+    table = study.task_table("ad")
+    evaluated = table["row"][table["split"] != "train"] if "split" in table else table["row"]
+    return set(study.cohort("test").scans["digest"].iloc[evaluated])
+
+
+def test_the_same_scans_under_another_cohorts_name_are_kept_out_of_pretraining(open_study):
+    study = open_study(seeds=(1, 1))
+    assert evaluated_on(study) & set(study.cohort("pre").scans["digest"])
+    assert trained_on(study) and not trained_on(study) & evaluated_on(study)
+    assert trained_on(open_study(seeds=(1, 1), transductive=True)) & evaluated_on(study)
+
+
+def test_an_unrelated_cohort_makes_no_run_stale_but_the_pages_that_list_it(open_study):
+    first = open_study()
+    more = {"third": {"kind": "phantom", "spec": {"seed": 3, "subjects": 20, "conditions": CONDITIONS}}}
+    second = open_study(cohorts=more, tasks={"ad": TASK, "other": {**TASK, "cohort": "third"}})
+    for request in ("pretrain:mae", "features:mae:test", "probe:mae:ad"):
+        assert first.identify(request) == second.identify(request)
+    assert first.identify("study") != second.identify("study")
+    assert first.identify("study") != open_study(transductive=True).identify("study")
+
+
+def test_subjects_of_different_cohorts_stay_different_people(open_study):
+    study = open_study(pretraining=["pre", "test"])
+    _, scans = study.pretraining_volumes(1)
+    assert {name.split("/")[0] for name in scans["subject_id"]} == {"pre", "test"}
+
+
+def test_a_study_without_tasks_has_an_empty_table(open_study):
+    study = open_study(tasks={})
+    assert study.results().drop(columns="cohort").empty and "study-" in study.identify("study")
