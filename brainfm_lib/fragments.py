@@ -121,7 +121,8 @@ def budget(root: Path, pages: Sequence[report.Page]) -> str:
 def _grid(plain: pd.DataFrame, phantom_tasks: Collection[str], metric: str, protocol: str) -> str:
     """Arms down, tasks across; each cell an estimate and its 95 % interval."""
     tasks = list(dict.fromkeys(plain["task"]))
-    heads = [f"{task} (phantom)" if task in phantom_tasks else task for task in tasks]
+    mixed = set(tasks) - set(phantom_tasks)  # where all are phantoms, the title says so once
+    heads = [f"{task} (phantom)" if task in phantom_tasks and mixed else task for task in tasks]
     cells = {
         (r["arm"], r["task"]): f"{r['estimate']:.2f}<br><small>{r['low']:.2f}–{r['high']:.2f}</small>"
         for _, r in plain.iterrows()
@@ -130,7 +131,8 @@ def _grid(plain: pd.DataFrame, phantom_tasks: Collection[str], metric: str, prot
         f"| {arm} | " + " | ".join(cells.get((arm, task), "–") for task in tasks) + " |"
         for arm in dict.fromkeys(plain["arm"])
     ]
-    title = f"{metric.upper()} with 95 % intervals over subjects, {PROTOCOLS.get(protocol, protocol)}."
+    label = "" if mixed else " Phantom results."
+    title = f"{metric.upper()} with 95 % intervals over subjects, {PROTOCOLS.get(protocol, protocol)}.{label}"
     head = ["| arm | " + " | ".join(heads) + " |", "|---|" + "---:|" * len(tasks)]
     return "\n".join([f":::{{table}} {title}", ":align: left", "", *head, *rows, ":::"])
 

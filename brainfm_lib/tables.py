@@ -17,6 +17,15 @@ if TYPE_CHECKING:
     from brainfm_lib.runs import Run
     from brainfm_lib.study import Study
 
+MEASURES = {
+    "n": "samples",
+    "variance_share": "share of token variance",
+    "rankme_centred": "RankMe, centred",
+    "rankme_uncentred": "RankMe, uncentred",
+    "participation_ratio": "participation ratio",
+    "alpha_req": "α-ReQ",
+    "mean_abs_correlation": "mean |correlation|",
+}
 SCRATCH = {"random-init": "from scratch"}  # what fine-tuning an untrained encoder is called
 
 
@@ -164,7 +173,7 @@ def results_table(results: pd.DataFrame, titles: Mapping[str, str], *, scratch: 
         (
             r["arm"],
             r["task"],
-        ): f"{r['estimate']:.2f} [{r['low']:.2f}, {r['high']:.2f}]<br><small>{_p(r['p_holm'])}</small>"
+        ): f"{r['estimate']:.2f}<br><small>[{r['low']:.2f}, {r['high']:.2f}]<br>{_p(r['p_holm'])}</small>"
         for _, r in results.iterrows()
     }
     columns = {titles.get(task, task): [cells.get((arm, task), "–") for arm in arms] for task in tasks}
@@ -182,7 +191,7 @@ def differences_table(differences: pd.DataFrame, titles: Mapping[str, str], *, s
     rows: dict[str, dict[str, str]] = {}
     for _, r in differences.sort_values("baseline", key=lambda b: b.map(list(TITLES).index), kind="stable").iterrows():
         pair = f"{title(r['arm'])} − {_name(r['baseline'], scratch)}"
-        cell = f"{r['estimate']:+.2f} [{r['low']:+.2f}, {r['high']:+.2f}]<br><small>{_p(r['p_holm'])}</small>"
+        cell = f"{r['estimate']:+.2f}<br><small>[{r['low']:+.2f}, {r['high']:+.2f}]<br>{_p(r['p_holm'])}</small>"
         rows.setdefault(pair, {})[titles.get(r["task"], r["task"])] = cell
     return pd.DataFrame([{"difference": pair, **cells} for pair, cells in rows.items()]).fillna("–")
 
@@ -197,7 +206,7 @@ def rank_table(measures: Mapping[str, pd.DataFrame], *, level: str | None = None
     parts = [table.assign(arm=title(arm)) for arm, table in measures.items()]
     joined = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=["arm", "level"])
     joined = joined if level is None else joined[joined["level"] == level]
-    return joined[["arm", *(name for name in joined.columns if name != "arm")]]
+    return joined[["arm", *(name for name in joined.columns if name != "arm")]].rename(columns=MEASURES)
 
 
 def runs_table(study: Study) -> pd.DataFrame:

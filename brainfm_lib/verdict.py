@@ -61,6 +61,7 @@ def _against(baseline: str, plain: pd.DataFrame, paired: pd.DataFrame, protocol:
     """One clause: which arms are better than the baseline on which tasks, which worse, and how many are undecided."""
     better: dict[str, list[str]] = {}
     worse: dict[str, list[str]] = {}
+    seen: dict[str, None] = {}
     compared = 0
     arms = [arm for arm in dict.fromkeys([*plain["arm"], *paired["arm"]]) if arm not in (baseline, RAW_VOXELS)]
     for arm in arms:
@@ -71,6 +72,7 @@ def _against(baseline: str, plain: pd.DataFrame, paired: pd.DataFrame, protocol:
             if verdict is None:
                 continue
             compared += 1
+            seen[arm] = None
             if verdict:
                 (better if verdict > 0 else worse).setdefault(arm, []).append(task)
     if not compared:
@@ -80,7 +82,9 @@ def _against(baseline: str, plain: pd.DataFrame, paired: pd.DataFrame, protocol:
     undecided = compared - sum(map(len, [*better.values(), *worse.values()]))
     said = [_list(found, word) for found, word in ((better, "better"), (worse, "worse")) if found]
     if not said:
-        return f"nothing is decided against {of} ({compared} comparison{'s' * (compared != 1)})"
+        who = "no arm" if baseline in (CONTROL, RAW_VOXELS) else ", ".join(f"**{arm}**" for arm in seen)
+        verb = "can" if who == "no arm" else "cannot"
+        return f"{who} {verb} be told from {of} ({compared} comparison{'s' * (compared != 1)})"
     rest = f" ({undecided} of {compared} comparisons undecided)" if undecided else ""
     return f"against {of} {' and '.join(said)}{rest}"
 

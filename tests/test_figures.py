@@ -279,7 +279,7 @@ def test_paired_differences_meet_controls_and_plain_forms(folds: bool) -> None:
 
 def test_results_table_shows_interval_and_adjusted_p() -> None:
     shown = tables.results_table(comparison.adjusted(results(("mae",), ("ad",))), {"ad": "AD (phantom)"})
-    assert shown.loc[0, "AD (phantom)"] == "0.50 [0.40, 0.60]<br><small>p = 0.004</small>"
+    assert shown.loc[0, "AD (phantom)"] == "0.50<br><small>[0.40, 0.60]<br>p = 0.004</small>"
 
 
 def test_shown_tables_are_the_same_html_each_time() -> None:

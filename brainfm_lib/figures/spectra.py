@@ -8,6 +8,8 @@ from matplotlib.figure import Figure
 
 from brainfm_lib.figures.style import TARGET, colour, figure_function, legend_below, nothing, panels, title
 
+PLAIN = {"facecolor": "white", "edgecolor": "none", "alpha": 0.75, "pad": 0.5}  # keeps text readable over curves
+
 
 @figure_function
 def radial_spectra(
@@ -54,7 +56,17 @@ def radial_spectra(
         for name, place in (marks or {}).items():
             axis.axvline(place, color="#666666", linewidth=0.9, linestyle=":")
             if axis is power:
-                axis.text(place, low, f" {name}", fontsize=7, color="#444444", rotation=90, va="bottom", ha="right")
+                axis.text(
+                    place,
+                    low,
+                    f" {name}",
+                    fontsize=7,
+                    color="#444444",
+                    rotation=90,
+                    va="bottom",
+                    ha="right",
+                    bbox=PLAIN,
+                )
         axis.set_ylim(low, high)
     legend_below(figure, axes)
     return figure

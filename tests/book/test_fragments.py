@@ -40,7 +40,7 @@ def test_fine_tuning_is_held_against_training_from_scratch(tmp_path: Path) -> No
 
 def test_overlapping_intervals_are_said_to_decide_nothing(tmp_path: Path) -> None:
     text = headline([*CONTROL, row("mae", "ad", 0.7, 0.6, 0.8), row("mae", "mci", 0.5, 0.4, 0.6)], tmp_path)
-    assert "nothing is decided against the untrained encoder (2 comparisons)." in text
+    assert "no arm can be told from the untrained encoder (2 comparisons)." in text
 
 
 def test_paired_differences_go_before_intervals_and_adjusted_p_before_both(tmp_path: Path) -> None:
@@ -50,7 +50,7 @@ def test_paired_differences_go_before_intervals_and_adjusted_p_before_both(tmp_p
     rows += [row("sl-mae", "ad", 0.02, -0.05, 0.1, baseline="mae")]
     text = headline(rows, tmp_path)
     assert "against the untrained encoder **sl-mae** is better on ad (1 of 2 comparisons undecided)" in text
-    assert "; nothing is decided against **mae** (1 comparison)." in text
+    assert "; **sl-mae** cannot be told from **mae** (1 comparison)." in text
     assert "below 0.05, or, unadjusted, its 95 % interval excludes zero" in text
     assert "| sl-mae − mae | ad | linear | `probe-sl-mae-ad` |" in text
 
@@ -59,13 +59,20 @@ def test_every_number_names_its_run_and_phantoms_are_labelled(tmp_path: Path) ->
     rows = [*CONTROL, row("random-init", "grade", 0.5, 0.4, 0.6, protocol="fine-tune")]
     text = headline(rows, tmp_path, phantom=("ad", "mci"))
     assert all(f"`{r['run']}`" in text for r in rows)
-    assert "| arm | ad (phantom) | mci (phantom) |" in text and "| arm | grade |" in text
+    assert "| arm | grade |" in text and "**Phantom results**" in text
+    mixed = headline([*CONTROL, row("mae", "real", 0.6, 0.5, 0.7)], tmp_path)
+    assert "| arm | ad (phantom) | mci (phantom) | real |" in mixed
     assert "**Phantom results**: the scans of ad, mci are simulated" in text
     assert "0.55<br><small>0.45–0.65</small>" in text
 
 
 def test_no_phantom_no_label(tmp_path: Path) -> None:
     assert "hantom" not in headline(CONTROL, tmp_path, phantom=())
+
+
+def test_where_all_are_phantoms_the_title_says_so_once(tmp_path: Path) -> None:
+    text = headline(CONTROL, tmp_path)
+    assert "a linear probe on frozen features. Phantom results." in text and "| arm | ad | mci |" in text
 
 
 def test_two_rows_for_one_thing_are_refused(tmp_path: Path) -> None:
