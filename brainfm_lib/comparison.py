@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -172,8 +173,13 @@ def against(differences: pd.DataFrame, protocol: str, baseline: str) -> pd.DataF
 
 
 def compare(run: Run, other: Run, *, draws: int = 2000) -> stats.Comparison:
-    """AUROC of `run` minus that of `other`: two probes, or two fine-tunings, of one task."""
+    """AUROC of `run` minus that of `other`: two probes, or two fine-tunings, of one task.
+
+    Under cross-validation p is NaN: the folds' models share subjects, and with the few subjects that are
+    cross-validated a bootstrap over fixed scores finds differences where there are none.
+    """
     a, b = (r.table("predictions").set_index("scan_uid").sort_index() for r in (run, other))
     of_a, of_b = (p.loc[a.index, [c for c in p.columns if c.startswith("score")]].to_numpy() for p in (a, b))
     folds = a.get("fold")
-    return stats.paired_auroc_difference(a["label"], of_a, of_b, a["subject_id"], folds=folds, draws=draws)
+    found = stats.paired_auroc_difference(a["label"], of_a, of_b, a["subject_id"], folds=folds, draws=draws)
+    return found if folds is None else dataclasses.replace(found, p=float("nan"))
