@@ -15,7 +15,7 @@ from brainfm_lib.study import Study
 RESERVE = 0.1  # of the budget, for checkpoints, validation and a machine that slows down
 DATA_SHARE = 0.3  # of the budget, at most, for preparing volumes
 PROBE_SUBJECTS = 8  # prepared first, to see how long a subject takes
-PROBE_BATCH = 8  # volumes in the steps that are timed first, so that no machine runs out of memory over them
+PROBE_BATCH = 2  # volumes in the steps that are timed first
 WORTHWHILE = 100  # steps: where the profile's batch allows fewer, it is halved until it does not
 SMALLEST = 10  # steps
 
@@ -67,13 +67,7 @@ def _make_plan(base: Study, minutes: float, start: float) -> dict[str, Any]:
     study = _like(base, overrides)
     volumes, _ = study.pretraining_volumes(0)
     full = study.profile.optimiser.batch_size
-    batch = min(PROBE_BATCH, full)
-    seconds = _time_steps(_like(base, {**overrides, "optimiser.batch_size": batch}), volumes)
-    available = 60 * minutes * (1 - RESERVE) - (time.perf_counter() - start)
-    while 2 * batch <= full and available / (sum(seconds.values()) * 2) >= WORTHWHILE:
-        batch, seconds = 2 * batch, {arm: 2 * value for arm, value in seconds.items()}
-    if batch > PROBE_BATCH:  # so far it was assumed that twice the batch takes twice the time
-        seconds = _time_steps(_like(base, {**overrides, "optimiser.batch_size": batch}), volumes)
+    batch, seconds = _affordable_batch(study, overrides, volumes, full, start + 60 * minutes * (1 - RESERVE))
     spent = time.perf_counter() - start
     steps = int((60 * minutes * (1 - RESERVE) - spent) / sum(seconds.values()))
     if steps < SMALLEST:
@@ -89,6 +83,24 @@ def _make_plan(base: Study, minutes: float, start: float) -> dict[str, Any]:
         "seconds_per_step": seconds,
         "spent": spent,
     }
+
+
+def _affordable_batch(
+    study: Study, overrides: dict[str, Any], volumes: Any, full: int, end: float
+) -> tuple[int, dict[str, float]]:
+    """The largest batch, up to `full`, that leaves `WORTHWHILE` steps until `end`, and seconds a step of each arm.
+
+    Small batches are timed before large ones, so that no machine runs out of memory or time over the measurement.
+    """
+    batch = min(PROBE_BATCH, full)
+    while True:
+        seconds = _time_steps(_like(study, {**overrides, "optimiser.batch_size": batch}), volumes)
+        steps = (end - time.perf_counter()) / sum(seconds.values())
+        larger = [min(factor * batch, full) for factor in (4, 2) if batch < full]
+        affordable = [size for size in larger if steps * batch / size >= WORTHWHILE]
+        if not affordable:
+            return batch, seconds
+        batch = affordable[0]
 
 
 def _affordable_subjects(base: Study, seconds: float) -> int | None:
