@@ -104,17 +104,23 @@ def _affordable_batch(
 
 
 def _affordable_subjects(base: Study, seconds: float) -> int | None:
-    """Cap on pretraining subjects a cohort whose volumes are prepared within `seconds`; None where all are."""
+    """Cap on pretraining subjects a cohort whose volumes are prepared within `seconds`; None where all are.
+
+    Ever twice as many are prepared, while the last ones say that there is time for the next: what an earlier command
+    has prepared is no measure of the rest.
+    """
     offered = max(base.cohort(name).scans["subject_id"].nunique() for name in base.pretraining_cohorts)
-    if offered <= PROBE_SUBJECTS:
-        return None
-    start = time.perf_counter()
-    for count in (1, PROBE_SUBJECTS):  # the first one pays for what is read once
+    end, done, count = time.perf_counter() + seconds, 0, min(PROBE_SUBJECTS, offered)
+    while True:
         begun = time.perf_counter()
         _like(base, {"subjects.pretraining": count}).pretraining_volumes(0)
-    each = (time.perf_counter() - begun) / (PROBE_SUBJECTS - 1)
-    affordable = int((seconds - (time.perf_counter() - start)) / max(each, 1e-9))
-    return None if affordable >= offered else max(affordable, PROBE_SUBJECTS)
+        now = time.perf_counter()
+        each, done = (now - begun) / (count - done), count
+        if done == offered:
+            return None
+        count = min(2 * done, offered)
+        if each * (count - done) > end - now:
+            return done + max(int((end - now) / each), 0)
 
 
 def _like(base: Study, overrides: dict[str, Any]) -> Study:

@@ -31,8 +31,10 @@ from brainfm_lib.optimiser import OptimiserConfig, make_optimiser
 from brainfm_lib.tokens import patch_grid
 
 CHECKPOINT_SECONDS = 30.0
-VALIDATIONS = 20  # points of the validation curve
-VALIDATION_VOLUMES = 64  # at most; of a short run fewer, so that the curve costs no more than a few of its steps
+VALIDATIONS = (
+    20  # points of the validation curve, and volumes in each: at most. Of a short run there are fewer of both,
+)
+VALIDATION_VOLUMES = 64  # so that the curve costs no more than a few of its steps.
 
 
 @dataclass(frozen=True)
@@ -171,6 +173,7 @@ class Trainer:
         seen = config.optimiser.steps * config.optimiser.batch_size
         count = min(max(seen // (10 * VALIDATIONS), 8), VALIDATION_VOLUMES)
         self.heldout = Batches(heldout[:count], self.device)
+        self.validations = min(max(seen // (4 * count), 1), VALIDATIONS)
         self.n_tokens = math.prod(patch_grid(config.geometry.grid, config.objective.encoder.patch_size))
         self.step, self.seconds = 0, 0.0
         self.history: list[dict[str, float]] = []
@@ -306,7 +309,7 @@ class Trainer:
         row = {"step": float(self.step), "volumes": float(seen), "seconds": self.seconds, **values}
         row["lr"] = self.config.optimiser.lr_at(self.step - 1)
         steps = self.config.optimiser.steps
-        due = self.step * VALIDATIONS // steps > (self.step - len(pending)) * VALIDATIONS // steps
+        due = self.step * self.validations // steps > (self.step - len(pending)) * self.validations // steps
         if len(self.heldout) and (due or self.step == steps):
             row["heldout"] = self.validate()
         self.history.append(row)
