@@ -31,10 +31,8 @@ from brainfm_lib.optimiser import OptimiserConfig, make_optimiser
 from brainfm_lib.tokens import patch_grid
 
 CHECKPOINT_SECONDS = 30.0
-VALIDATIONS = (
-    20  # points of the validation curve, and volumes in each: at most. Of a short run there are fewer of both,
-)
-VALIDATION_VOLUMES = 64  # so that the curve costs no more than a few of its steps.
+# Points of the validation curve, and volumes in each, at most: a short run has fewer, so that they cost few steps.
+VALIDATIONS, VALIDATION_VOLUMES = 20, 64
 
 
 @dataclass(frozen=True)
