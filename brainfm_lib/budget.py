@@ -15,8 +15,9 @@ from brainfm_lib.study import Study
 RESERVE = 0.1  # of the budget, for checkpoints, validation and a machine that slows down
 DATA_SHARE = 0.3  # of the budget, at most, for preparing volumes
 PROBE_SUBJECTS = 8  # prepared first, to see how long a subject takes
+MORE_SUBJECTS = 64  # prepared at most between two looks at the clock
 PROBE_BATCH = 2  # volumes in the steps that are timed first
-WORTHWHILE = 100  # steps: where the profile's batch allows fewer, it is halved until it does not
+WORTHWHILE = 100  # steps: a batch grows towards the profile's as long as it leaves so many
 SMALLEST = 10  # steps
 
 
@@ -106,19 +107,21 @@ def _affordable_batch(
 def _affordable_subjects(base: Study, seconds: float) -> int | None:
     """Cap on pretraining subjects a cohort whose volumes are prepared within `seconds`; None where all are.
 
-    Ever twice as many are prepared, while the last ones say that there is time for the next: what an earlier command
-    has prepared is no measure of the rest.
+    They are prepared in growing portions, while the last one says that there is time for the next. Portions are
+    bounded, because those that an earlier command has prepared take no time and say nothing of the rest.
     """
     offered = max(base.cohort(name).scans["subject_id"].nunique() for name in base.pretraining_cohorts)
     end, done, count = time.perf_counter() + seconds, 0, min(PROBE_SUBJECTS, offered)
     while True:
         begun = time.perf_counter()
-        _like(base, {"subjects.pretraining": count}).pretraining_volumes(0)
+        study = _like(base, {"subjects.pretraining": count})
+        for name in study.pretraining_cohorts:
+            study.volumes(name)
         now = time.perf_counter()
         each, done = (now - begun) / (count - done), count
         if done == offered:
             return None
-        count = min(2 * done, offered)
+        count = min(done + min(done, MORE_SUBJECTS), offered)
         if each * (count - done) > end - now:
             return done + max(int((end - now) / each), 0)
 

@@ -48,21 +48,17 @@ def _stamp(file: Path) -> tuple[int, int]:
     return status.st_mtime_ns, status.st_size
 
 
-def _content(file: Path) -> str:
-    return hashlib.sha256(file.read_bytes()).hexdigest()
-
-
 # What this process started with: code that was imported does not change when its file does.
-_STARTED = {file: (_stamp(file), _content(file)) for file in PACKAGE_DIR.rglob("*.py")}
+_STARTED = {file: (_stamp(file), file.read_bytes()) for file in PACKAGE_DIR.rglob("*.py")}
 
 
 def _check_unchanged(closure: Mapping[str, Path]) -> None:
-    """Raise an InputError if a loaded module's file has changed since this process started."""
+    """Raise an InputError if the code of a loaded module has changed since this process started."""
     for name, file in closure.items():
         if name not in sys.modules or file not in _STARTED:
             continue
-        stamp, content = _STARTED[file]
-        if stamp != _stamp(file) and content != _content(file):
+        stamp, source = _STARTED[file]
+        if stamp != _stamp(file) and _syntax(source)[0] != _parsed(file, _stamp(file))[0]:
             raise InputError(
                 f"{file.relative_to(PACKAGE_DIR.parent)} was changed after this process had loaded it, so its results "
                 "would be filed under code that did not make them: restart the kernel or the command."
@@ -81,8 +77,12 @@ def module_file(module: str) -> Path | None:
 
 @cache
 def _parsed(file: Path, stamp: tuple[int, int]) -> tuple[str, frozenset[str]]:
-    """Hash of the file's syntax tree without docstrings, and the names of this package's modules that it imports."""
-    tree = ast.parse(file.read_text(encoding="utf-8"))
+    return _syntax(file.read_bytes())
+
+
+def _syntax(source: bytes) -> tuple[str, frozenset[str]]:
+    """Hash of the syntax tree without docstrings, and the names of this package's modules that it imports."""
+    tree = ast.parse(source)
     imported: set[str] = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and node.module and not node.level:

@@ -78,7 +78,7 @@ def heldout_note(metrics: Mapping[str, pd.DataFrame]) -> Markdown:
             moved = "fell" if last < first else "did not fall"
             end = "and is at its lowest at the end" if last <= best else f"and was lowest at {best:.3f} before the end"
             lines.append(f"{title(arm)} {moved} ({first:.3f} to {last:.3f}) {end}")
-    note = "The first value is taken after a twentieth of the training, not before it."
+    note = "The first value is taken in the course of training, not before it."
     jepa = "A JEPA's target moves with its encoder: its loss can rise while it learns, and fall while it collapses."
     return Markdown(f"Held-out loss: {'; '.join(lines)}. {note} {jepa}" if lines else "No held-out loss was recorded.")
 

@@ -40,7 +40,7 @@ def rule(results: pd.DataFrame, *, metric: str = METRIC) -> str:
     if (paired["p_holm"].notna() | untested).all():
         said = "A comparison is decided where the Holm-adjusted p of the paired difference is below 0.05."
         few = " Tasks with so few subjects that they are cross-validated decide no comparison between arms."
-        return said + few * bool(untested.any())
+        return said + few if untested.any() else said
     return (
         "A comparison is decided where the adjusted p of the paired difference is below 0.05, or, unadjusted, its 95 % "
         "interval excludes zero."

@@ -198,6 +198,8 @@ def test_code_that_changes_under_a_running_process_files_no_result(project):
         "config = lambda: RunConfig('toy', {}, code=('brainfm_lib.masking',))\n"
         "print(config().id)\n"
         "file = Path(sys.argv[1]) / 'masking.py'\n"
+        "file.write_text(file.read_text() + '\\n# a comment\\n')\n"
+        "print(config().id)\n"
         "file.write_text(file.read_text() + '\\nx = 1\\n')\n"
         "config().id\n"
     )
@@ -205,4 +207,5 @@ def test_code_that_changes_under_a_running_process_files_no_result(project):
     done = subprocess.run(
         [sys.executable, "-c", script, str(copy)], cwd=copy.parent, env=environment, capture_output=True, text=True
     )
-    assert done.stdout.startswith("toy-") and "masking.py was changed after this process" in done.stderr
+    first, commented = done.stdout.split()
+    assert first == commented and "masking.py was changed after this process" in done.stderr

@@ -125,7 +125,7 @@ def _resampled(volumes: Tensor, inverse: Tensor) -> Tensor:
     extent = volumes.shape[:1:-1]  # (W, H, D)
     sizes = torch.tensor(extent, dtype=torch.float32, device=volumes.device)
     theta = inverse * sizes[None, None, :] / sizes[None, :, None]
-    # The grid is a sum over axes: broadcasting it is seven times as fast as the matrix product of `affine_grid`.
+    # The grid is a sum over axes: broadcasting it takes a third of the matrix product in `affine_grid` or less.
     w, h, d = (
         theta[:, None, :, axis] * ((2 * torch.arange(n, device=volumes.device) + 1) / n - 1)[None, :, None]
         for axis, n in enumerate(extent)

@@ -61,8 +61,8 @@ class Cohort:
         return self._digest(["scan_uid", "subject_id", "digest"])
 
     def _digest(self, columns: list[str]) -> str:
-        text = self.scans[sorted(columns)]  # in this order: features and batches follow it
-        text = text.to_csv(index=False, lineterminator="\n", na_rep="")
+        table = self.scans[sorted(columns)]  # rows as they stand: features and batches follow their order
+        text = table.to_csv(index=False, lineterminator="\n", na_rep="")
         return stable_hash([self.source_key, text])
 
     def select(self, rows: Any) -> Cohort:
