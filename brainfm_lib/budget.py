@@ -39,7 +39,7 @@ def pretrain_within(
     """
     if minutes <= 0:
         raise InputError(f"A budget of {minutes:g} minutes is none: give --minutes a number above 0.")
-    from brainfm_lib.features import best_device
+    from brainfm_lib.device import best_device
 
     start = time.perf_counter()
     base = Study(profile, manifest, seed, objective, cpu=cpu)

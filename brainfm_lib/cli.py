@@ -1,7 +1,7 @@
 """The command line: check and prepare data, pretrain, and look after runs."""
 
-import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -19,13 +19,24 @@ runs_app = typer.Typer(help="Finished runs: list, show, rm.", no_args_is_help=Tr
 app.add_typer(runs_app, name="runs")
 
 ManifestOption = Annotated[Path | None, typer.Option("--manifest", help="Data manifest; default the project's.")]
-ProfileOption = Annotated[str, typer.Option(help="tiny, quick, reference, paper, or a YAML file.")]
+ProfileOption = Annotated[str, typer.Option(help="tiny, quick, reference, paper, replica, or a YAML file.")]
+ObjectiveOption = Annotated[str, typer.Option(help="mae, sl-mae, jepa, vcr-jepa, or all.")]
+SeedOption = Annotated[int, typer.Option(help="Seed of weights, order, masks and augmentation.")]
+CpuOption = Annotated[bool, typer.Option(help="Stay on the CPU.")]
+CompileOption = Annotated[bool, typer.Option("--compile", help="Compile the transformer blocks: pays on long runs.")]
+RecomputeOption = Annotated[
+    bool, typer.Option("--recompute", help="Recompute activations in the backward pass: slower, far less memory.")
+]
 
 
 def main() -> None:
     """Entry point of ``brainfm``. Status 2 after input that cannot be used, 130 after Ctrl-C."""
+    _run(app)
+
+
+def _run(command: Callable[[], object]) -> None:
     try:
-        app()
+        command()
     except InputError as error:
         print(f"brainfm: {error}", file=sys.stderr)
         raise SystemExit(2) from None
@@ -70,25 +81,45 @@ def prepare(manifest: ManifestOption = None, profile: ProfileOption = "quick") -
 @app.command()
 def pretrain(
     profile: ProfileOption = "quick",
-    objective: Annotated[str, typer.Option(help="mae, sl-mae, jepa, vcr-jepa, or all.")] = "all",
+    objective: ObjectiveOption = "all",
     manifest: ManifestOption = None,
-    seed: Annotated[int, typer.Option(help="Seed of weights, order, masks and augmentation.")] = 0,
+    seed: SeedOption = 0,
     minutes: Annotated[float | None, typer.Option(help="Fit steps to this budget, preparation included.")] = None,
-    cpu: Annotated[bool, typer.Option(help="Stay on the CPU.")] = False,
+    cpu: CpuOption = False,
+    compile: CompileOption = False,
+    recompute: RecomputeOption = False,
 ) -> None:
     """Pretrain the arms and leave finished runs; the same command again goes on where it was stopped."""
     from brainfm_lib.budget import pretrain_within
+    from brainfm_lib.launch import n_processes, pretrain_arms
     from brainfm_lib.study import Study
 
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise InputError("Pretraining in several processes is not supported yet: start it without a launcher.")
     if minutes is not None:
+        if n_processes() > 1 or compile or recompute:
+            raise InputError("--minutes plans for one process as it is: leave out the launcher and other options.")
         pretrain_within(minutes, profile, objective, manifest, seed, cpu=cpu)
         return
-    study = Study(profile, manifest, seed, objective, cpu=cpu)
-    for arm in study.arms:
-        run = study.run(f"pretrain:{arm}")
-        print(f"{arm}: {run.id}")
+    study = Study(profile, manifest, seed, objective, cpu=cpu, compile=compile, recompute=recompute)
+    for arm, run in pretrain_arms(study):
+        print(f"{arm}: {run}", flush=True)
+
+
+def pretrain_main() -> None:
+    """Entry point of ``python -m brainfm_lib.pretrain PROFILE``, for launchers that start several processes."""
+
+    def command(
+        profile: Annotated[str, typer.Argument(help="tiny, quick, reference, paper, replica, or a YAML file.")],
+        objective: ObjectiveOption = "all",
+        manifest: ManifestOption = None,
+        seed: SeedOption = 0,
+        cpu: CpuOption = False,
+        compile: CompileOption = False,
+        recompute: RecomputeOption = False,
+    ) -> None:
+        pretrain(profile, objective, manifest, seed, None, cpu, compile, recompute)
+
+    command.__doc__ = pretrain.__doc__
+    _run(lambda: typer.run(command))
 
 
 @runs_app.command("list")

@@ -16,9 +16,11 @@ from brainfm_lib.errors import InputError
 from brainfm_lib.finetune import FinetuneConfig
 from brainfm_lib.losses.spectral import SpectralConfig
 from brainfm_lib.losses.vcr import VcrConfig
+from brainfm_lib.masking import MaskConfig
 from brainfm_lib.models import JepaConfig, MaeConfig, VisionTransformerConfig
 from brainfm_lib.objectives import ARMS, objective_config
-from brainfm_lib.pretrain import MaskConfig, OptimiserConfig, PretrainConfig
+from brainfm_lib.optimiser import OptimiserConfig
+from brainfm_lib.pretrain import PretrainConfig
 
 PROFILES = Path(__file__).parent / "profiles"
 
@@ -62,7 +64,11 @@ class EvaluationConfig:
 
 @dataclass(frozen=True)
 class Profile:
-    """An experiment: sizes, schedules and weights shared by all arms."""
+    """An experiment: sizes, schedules and weights shared by all arms.
+
+    What arms may have of their own: a learning rate (`arm_lr`), for a sweep of it, or a whole optimiser and schedule
+    (`arm_optimiser`), which `replica` needs and a fair comparison does not have.
+    """
 
     geometry: Geometry
     subjects: SubjectCaps = field(default_factory=SubjectCaps)
@@ -77,6 +83,7 @@ class Profile:
     finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     arm_lr: Mapping[str, float] = field(default_factory=dict)
+    arm_optimiser: Mapping[str, OptimiserConfig] = field(default_factory=dict)
 
     def pretraining(self, arm: str, seed: int) -> PretrainConfig:
         """The pretraining run of `arm`: what the arm does not use is not in it."""
@@ -85,7 +92,8 @@ class Profile:
         objective = objective_config(
             arm, encoder=self.encoder, mae=self.mae, jepa=self.jepa, spectral=self.spectral, vcr=self.vcr
         )
-        optimiser = dataclasses.replace(self.optimiser, lr=self.arm_lr.get(arm, self.optimiser.lr))
+        optimiser = self.arm_optimiser.get(arm, self.optimiser)
+        optimiser = dataclasses.replace(optimiser, lr=self.arm_lr.get(arm, optimiser.lr))
         return PretrainConfig(objective, self.geometry, self.mask, self.augment, optimiser, seed)
 
 
@@ -99,7 +107,8 @@ def load_profile(name: str, overrides: Mapping[str, Any] | None = None) -> Profi
     Raises:
         InputError: No such profile, an unknown name, or a value of the wrong type.
     """
-    file = PROFILES / f"{name}.yaml" if (PROFILES / f"{name}.yaml").is_file() else Path(name)
+    shipped = PROFILES / f"{str(name).removesuffix('.yaml')}.yaml"
+    file = Path(name) if Path(name).is_file() or not shipped.is_file() else shipped
     if not file.is_file():
         known = ", ".join(sorted(path.stem for path in PROFILES.glob("*.yaml")))
         raise InputError(f"There is no profile {name!r}: choose among {known}, or give the path of a YAML file.")

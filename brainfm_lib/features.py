@@ -2,7 +2,6 @@
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -12,8 +11,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from brainfm_lib.data.augment import zscore
+from brainfm_lib.device import autocast, best_device
 from brainfm_lib.models import VisionTransformer3d
-from brainfm_lib.pretrain import faster_precision
 from brainfm_lib.tokens import patch_grid
 
 POOLINGS = ("mean", "mean+std", "regional")
@@ -27,20 +26,6 @@ class VolumeReader(Protocol):
 
     def read(self, rows: Sequence[int]) -> np.ndarray:
         """Rows (B,) -> (B, D, H, W)."""
-
-
-def best_device(*, cpu: bool = False) -> torch.device:
-    """The accelerator of this process where there is one."""
-    if not cpu and torch.cuda.is_available():
-        return torch.device("cuda")
-    if not cpu and torch.backends.mps.is_available():
-        return torch.device("mps")
-    return torch.device("cpu")
-
-
-def autocast(device: torch.device) -> AbstractContextManager[Any]:
-    """Mixed precision where it is faster on `device`."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=faster_precision(device) == "bf16")
 
 
 def batches(volumes: VolumeReader, batch_size: int, device: torch.device) -> Iterator[Tensor]:

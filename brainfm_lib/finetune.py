@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from brainfm_lib.data.augment import AugmentConfig, augment, zscore
-from brainfm_lib.features import VolumeReader, autocast, best_device, pool
+from brainfm_lib.data.augment import AugmentConfig, augment, draw_augmentation, zscore
+from brainfm_lib.device import autocast, best_device
+from brainfm_lib.features import VolumeReader, pool
 from brainfm_lib.models import VisionTransformer3d
 from brainfm_lib.models.attentive import AttentivePool
 from brainfm_lib.probes import ProbeResult, check_table, prediction_table, subject_auroc, write_result
@@ -173,7 +174,7 @@ def _train(
     fused = device.type in ("cpu", "cuda")  # the plain one takes longer than the step itself on a busy CPU
     optimiser = torch.optim.AdamW(_parameter_groups(model, config), lr=config.lr, fused=fused)
     peaks = [group["lr"] for group in optimiser.param_groups]
-    order, generator = np.random.default_rng(seed), torch.Generator(device).manual_seed(seed)
+    order, generator = np.random.default_rng(seed), torch.Generator().manual_seed(seed)
     where, subjects = np.flatnonzero(train), table["subject_id"].to_numpy()
     per_epoch = max(min(math.ceil(len(where) / config.batch_size), len(where) // 2), 1)  # a norm needs two volumes
     best: tuple[tuple[float, float], dict[str, Tensor], dict[str, Any]] | None = None
@@ -184,7 +185,8 @@ def _train(
             factor = _schedule((epoch * per_epoch + i + 1) / (config.epochs * per_epoch), config.warmup)
             for group, peak in zip(optimiser.param_groups, peaks, strict=True):
                 group["lr"] = peak * factor
-            batch = zscore(augment(_load(volumes, rows, device), generator, config.augment))
+            draws = draw_augmentation(len(rows), generator)
+            batch = zscore(augment(_load(volumes, rows, device), draws, config.augment))
             with autocast(device):
                 logits = model(batch)
             loss = F.cross_entropy(logits, torch.from_numpy(labels[rows]).to(device))

@@ -1,7 +1,8 @@
 """The table of arms: which model, which losses, which weights. One line an arm; everything else is shared."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -85,6 +86,44 @@ def build_model(config: ObjectiveConfig) -> MaskedAutoencoder | Jepa:
     raise ValueError(f"arm {config.arm!r} has neither a decoder nor a predictor")
 
 
+class VcrAhead(NamedTuple):
+    """Variance-covariance regularisation of a whole batch, for one of the parts it is worked on in.
+
+    Attributes:
+        value: Weighted loss of the whole batch, detached.
+        terms: Its terms, detached.
+        gradient: (b, V, E), that of the loss by this part's context, times the number of parts.
+        targets: (b, H, E), those of this part, so that they need not be computed twice.
+    """
+
+    value: Tensor
+    terms: dict[str, Tensor]
+    gradient: Tensor
+    targets: Tensor
+
+
+def regularise_ahead(
+    model: Jepa, config: ObjectiveConfig, parts: Sequence[tuple[Tensor, Mask]]
+) -> list[VcrAhead] | None:
+    """Prepare VCR of a batch that is worked on in several parts; None where parts do not concern each other.
+
+    The loss couples all samples. So the latents of all parts are computed first, without a graph, and the loss and its
+    gradient by them from all at once; each part then passes its share of that gradient on. The result is that of the
+    undivided batch; the price is one more pass of the student over visible tokens.
+    """
+    if config.vcr is None or not config.vcr.gathered or len(parts) == 1:
+        return None
+    with torch.no_grad():
+        contexts = [model.encoder(volumes, mask.visible).float() for volumes, mask in parts]
+        targets = [model.targets(volumes, mask) for volumes, mask in parts]
+    context = torch.cat(contexts).requires_grad_()
+    with torch.enable_grad():
+        value, terms = _regularisation(context, torch.cat(targets), config.vcr)
+    gradient = torch.autograd.grad(value, context)[0] * len(parts)
+    pieces = gradient.split([len(piece) for piece in contexts])
+    return [VcrAhead(value.detach(), terms, *pair) for pair in zip(pieces, targets, strict=True)]
+
+
 def compute_loss(
     model: nn.Module,
     config: ObjectiveConfig,
@@ -94,8 +133,9 @@ def compute_loss(
     spectral_weight: float,
     auxiliary: bool = True,
     detail: bool = False,
+    ahead: VcrAhead | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Loss of one batch.
+    """Loss of one batch, or of one part of it.
 
     Args:
         model: What `build_model` made, perhaps wrapped for several processes.
@@ -105,24 +145,32 @@ def compute_loss(
         spectral_weight: λ at this step; at 0 the spectral loss is not evaluated.
         auxiliary: Take the auxiliary objective into the loss; without it, every arm of a family has the same loss.
         detail: Also measure the ratio of the auxiliary to the main gradient on the predictions (costs a pass).
+        ahead: What `regularise_ahead` says of this part.
 
     Returns:
         The loss to descend, and its terms (unweighted, detached, on the device).
     """
     if config.mae is not None:
         return _mae_loss(model, config, volumes, mask, spectral_weight if auxiliary else 0.0, detail)
-    output = model(volumes, mask)
+    output = model(volumes, mask, None if ahead is None else ahead.targets)
     loss = prediction_loss(output.predicted, output.target)
     terms = {"prediction": loss.detach()}
-    if config.vcr is not None and auxiliary:
-        vcr = config.vcr
-        latents = output.context.float()
-        if not vcr.context_only:
-            latents = torch.cat([latents, output.target], dim=1)
-        variance, covariance = variance_loss(latents, pooled=vcr.pooled), covariance_loss(latents)
-        loss = loss + vcr.weight * (vcr.variance * variance + vcr.covariance * covariance)
-        terms |= {"variance": variance.detach(), "covariance": covariance.detach()}
+    if ahead is not None:
+        passed_on = (ahead.gradient * output.context.float()).sum()
+        loss, terms = loss + ahead.value + passed_on - passed_on.detach(), terms | ahead.terms
+    elif config.vcr is not None and auxiliary:
+        value, more = _regularisation(output.context.float(), output.target, config.vcr)
+        loss, terms = loss + value, terms | more
     return loss, terms
+
+
+def _regularisation(context: Tensor, target: Tensor, vcr: VcrConfig) -> tuple[Tensor, dict[str, Tensor]]:
+    """Weighted VCR of context (B, V, E) and target latents (B, H, E), and its terms."""
+    latents = context if vcr.context_only else torch.cat([context, target], dim=1)
+    variance = variance_loss(latents, pooled=vcr.pooled, gathered=vcr.gathered)
+    covariance = covariance_loss(latents, gathered=vcr.gathered)
+    value = vcr.weight * (vcr.variance * variance + vcr.covariance * covariance)
+    return value, {"variance": variance.detach(), "covariance": covariance.detach()}
 
 
 def _mae_loss(
@@ -146,6 +194,8 @@ def _mae_loss(
             volumes,
             high_pass=config.spectral.high_pass,
             mode=config.spectral.mode,
+            band=config.spectral.band,
+            kept_only=config.spectral.kept_only,
         )
         terms["spectral"] = spectral.detach()
         if detail:

@@ -4,12 +4,12 @@ Every random draw is a pure function of (seed, purpose, step): the order of the 
 are the same for every arm, and a resumed run continues exactly as if nothing had happened.
 """
 
+import importlib
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
-from functools import lru_cache
-from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -19,48 +19,27 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from brainfm_lib.card import model_card
 from brainfm_lib.checkpoint import host_state, load_checkpoint, save_checkpoint
-from brainfm_lib.data.augment import AugmentConfig, augment, zscore
+from brainfm_lib.data.augment import AugmentConfig, augment, draw_augmentation, zscore
+from brainfm_lib.data.batches import Batches, batch_rows
 from brainfm_lib.data.geometry import Geometry
+from brainfm_lib.device import faster_precision
 from brainfm_lib.errors import InputError
 from brainfm_lib.identity import stable_hash
-from brainfm_lib.masking import Mask, random_mask, replica_mask
+from brainfm_lib.launch import announce
+from brainfm_lib.losses.ranks import sum_over_ranks
+from brainfm_lib.masking import Mask, MaskConfig, dropped_foreground
 from brainfm_lib.models import Jepa, MaskedAutoencoder
-from brainfm_lib.objectives import ObjectiveConfig, build_model, compute_loss
+from brainfm_lib.models.vit import compile_blocks, recompute_activations
+from brainfm_lib.objectives import ObjectiveConfig, build_model, compute_loss, regularise_ahead
 from brainfm_lib.optimiser import OptimiserConfig, make_optimiser
+from brainfm_lib.streams import stream
 from brainfm_lib.tokens import patch_grid
 
 CHECKPOINT_SECONDS = 30.0
 # Points of the validation curve, and volumes in each, at most: a short run has fewer, so that they cost few steps.
 VALIDATIONS, VALIDATION_VOLUMES = 20, 64
-
-
-@dataclass(frozen=True)
-class MaskConfig:
-    """How tokens are hidden.
-
-    Attributes:
-        ratio: Share hidden.
-        kind: ``random`` (exact share, without replacement) or ``replica`` (the authors' draw with replacement).
-        shared: One mask for the whole global batch, which the variance term of VCR needs; else one a volume.
-    """
-
-    ratio: float = 0.75
-    kind: str = "random"
-    shared: bool = True
-
-    def __post_init__(self) -> None:
-        if self.kind not in ("random", "replica"):
-            raise ValueError(f"mask kind must be random or replica, got {self.kind!r}")
-        if self.kind == "replica" and not self.shared:
-            raise ValueError("replica masks are shared by the batch: their number of hidden tokens varies")
-
-    def draw(self, batch: int, n_tokens: int, generator: torch.Generator, device: torch.device) -> Mask:
-        """Masks (batch, ·) drawn on `device`."""
-        draw = replica_mask if self.kind == "replica" else random_mask
-        if self.shared:
-            return draw(1, n_tokens, self.ratio, generator=generator, device=device).expand(batch)
-        return draw(batch, n_tokens, self.ratio, generator=generator, device=device)
 
 
 @dataclass(frozen=True)
@@ -73,58 +52,6 @@ class PretrainConfig:
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
     seed: int = 0
-
-
-def stream(device: torch.device | str, *key: int | str) -> torch.Generator:
-    """A generator on `device` whose state is a pure function of `key`."""
-    return torch.Generator(device=device).manual_seed(int(stable_hash(key, 15), 16))
-
-
-def faster_precision(device: torch.device) -> str:
-    """``bf16`` where the device has matrix units for it, else ``fp32``."""
-    if device.type == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported() else "fp32"
-    if device.type == "cpu":
-        return "bf16" if getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)() else "fp32"
-    return "fp32"
-
-
-def batch_rows(n_volumes: int, batch_size: int, seed: int, first_step: int = 0) -> Iterator[np.ndarray]:
-    """Rows of each batch, from `first_step` on: every volume once an epoch, in an order that only the seed decides."""
-
-    @lru_cache(maxsize=2 + batch_size // n_volumes)
-    def order(epoch: int) -> np.ndarray:
-        return torch.randperm(n_volumes, generator=stream("cpu", seed, "order", epoch)).numpy()
-
-    for step in count(first_step):
-        positions = range(step * batch_size, (step + 1) * batch_size)
-        yield np.array([order(position // n_volumes)[position % n_volumes] for position in positions])
-
-
-class Batches:
-    """Volumes on their way to the device: resident there where they fit, else read as they are needed.
-
-    Args:
-        volumes: (N, D, H, W) float16 in [0, 1], an array or a memory map.
-        device: Where batches are wanted.
-    """
-
-    def __init__(self, volumes: np.ndarray, device: torch.device) -> None:
-        self.volumes, self.device = volumes, device
-        self.resident: Tensor | None = None
-        if device.type == "cuda" and volumes.nbytes < 0.5 * torch.cuda.mem_get_info(device)[0]:
-            self.resident = torch.from_numpy(np.ascontiguousarray(volumes)).to(device)
-
-    def __len__(self) -> int:
-        return len(self.volumes)
-
-    def __call__(self, rows: np.ndarray) -> Tensor:
-        """Rows (B,) -> (B, 1, D, H, W) float32 on the device."""
-        if self.resident is not None:
-            chosen = self.resident[torch.from_numpy(rows).to(self.device)]
-        else:
-            chosen = torch.from_numpy(np.ascontiguousarray(self.volumes[rows])).to(self.device)
-        return chosen.unsqueeze(1).float()
 
 
 def initial_model(config: PretrainConfig) -> MaskedAutoencoder | Jepa:
@@ -143,6 +70,12 @@ class Trainer:
         heldout: (M, D, H, W) of other subjects, for the validation curve.
         folder: Where checkpoints and results go.
         cpu: Stay on the CPU whatever else there is.
+        compile: Compile the transformer blocks (equal up to rounding; pays on long runs).
+        recompute: Keep few activations and compute them again in the backward pass (equal, slower, less memory).
+        about: Facts for the encoder's model card: run, data and the like.
+
+    Raises:
+        InputError: The settings do not fit each other, the data or the number of processes.
     """
 
     def __init__(
@@ -153,18 +86,26 @@ class Trainer:
         folder: Path,
         *,
         cpu: bool = False,
+        compile: bool = False,
+        recompute: bool = False,
+        about: Mapping[str, str] | None = None,
     ) -> None:
         from accelerate import Accelerator
         from accelerate.state import AcceleratorState, PartialState
 
-        self.config, self.folder = config, folder
+        self.config, self.folder, self.about = config, folder, dict(about or {})
         device = torch.device("cpu") if cpu else PartialState().device
         wanted = config.optimiser.precision
         self.precision = faster_precision(device) if wanted == "auto" else wanted
         AcceleratorState._reset_state()  # it outlives a run, and would refuse another precision in the same process
         self.accelerator = Accelerator(mixed_precision="bf16" if self.precision == "bf16" else "no", cpu=cpu)
-        self.device = self.accelerator.device
+        self.device, self.world = self.accelerator.device, self.accelerator.num_processes
+        self._check(len(volumes))
         self.raw = initial_model(config).to(self.device)
+        if recompute:
+            recompute_activations(self.raw)
+        if compile:
+            compile_blocks(self.raw)
         self.optimiser = make_optimiser(self.raw, config.optimiser)
         self.model = self.accelerator.prepare_model(self.raw)
         self.batches = Batches(volumes, self.device)
@@ -172,26 +113,31 @@ class Trainer:
         count = min(max(seen // (10 * VALIDATIONS), 8), VALIDATION_VOLUMES)
         self.heldout = Batches(heldout[:count], self.device)
         self.validations = min(max(seen // (4 * count), 1), VALIDATIONS)
-        self.n_tokens = math.prod(patch_grid(config.geometry.grid, config.objective.encoder.patch_size))
+        self.grid = patch_grid(config.geometry.grid, config.objective.encoder.patch_size)
         self.step, self.seconds = 0, 0.0
         self.history: list[dict[str, float]] = []
         self.pending: list[dict[str, Tensor]] = []
-        world, parts = self.accelerator.num_processes, config.optimiser.accumulate
-        if config.optimiser.batch_size % (world * parts):
+        self.splits: list[str] = [f"{self.world} × {config.optimiser.accumulate}"]
+
+    def _check(self, n_volumes: int) -> None:
+        """Refuse what cannot be trained, before anything is made."""
+        batch_size, parts = self.config.optimiser.batch_size, self.config.optimiser.accumulate
+        if batch_size % (self.world * parts):
             raise InputError(
-                f"batch_size {config.optimiser.batch_size} does not divide over {world} processes × {parts} parts: "
-                "choose a multiple."
+                f"batch_size {batch_size} does not divide over {self.world} processes × {parts} parts: choose a "
+                "multiple."
             )
-        vcr = config.objective.vcr
-        if vcr is not None and world * parts > 1:
+        vcr = self.config.objective.vcr
+        if vcr is not None and (batch_size if vcr.gathered else batch_size // (self.world * parts)) < 2:
             raise InputError(
-                "VCR takes variance and covariance over the whole batch: it needs accumulate 1 and one process."
+                "VCR needs the variance over at least two volumes: raise optimiser.batch_size, or set vcr.gathered "
+                "true where the batch is split."
             )
-        if vcr is not None and not (config.mask.shared or vcr.pooled):
+        if vcr is not None and not (self.config.mask.shared or vcr.pooled):
             raise InputError(
                 "With mask.shared false VCR would take position codes for variance: set vcr.pooled true as well."
             )
-        if len(volumes) == 0:
+        if n_volumes == 0:
             raise InputError("There is no volume to pretrain on: see `brainfm check` for what the manifest offers.")
 
     def run(self, *, progress: bool = True) -> dict[str, Any]:
@@ -239,27 +185,35 @@ class Trainer:
             group["lr"] = optimiser.lr_at(step)
             group["weight_decay"] = optimiser.weight_decay_at(step) if group["decays"] else 0.0
         weight = config.objective.spectral.weight_at(step, optimiser.steps) if config.objective.spectral else 0.0
-        volumes = self.batches(rows)
-        volumes = zscore(augment(volumes, stream(self.device, config.seed, "augment", step), config.augment))
-        mask = config.mask.draw(len(rows), self.n_tokens, stream(self.device, config.seed, "mask", step), self.device)
-        share = len(rows) // accelerator.num_processes
+        share = len(rows) // self.world
         mine = slice(accelerator.process_index * share, (accelerator.process_index + 1) * share)
+        draws = draw_augmentation(len(rows), stream("cpu", config.seed, "augment", step))
+        volumes = augment(self.batches(rows[mine]), draws[:, mine], config.augment)
+        volumes, mask, dropped = self._masked(volumes, len(rows), mine, "mask", step)
         part = share // optimiser.accumulate
+        slices = [slice(i * part, (i + 1) * part) for i in range(optimiser.accumulate)]
+        parts = [(volumes[piece], mask.rows(piece)) for piece in slices]
+        with accelerator.autocast():
+            ahead = regularise_ahead(self.raw, config.objective, parts) if isinstance(self.raw, Jepa) else None
         total: dict[str, Tensor] = {}
-        for i in range(optimiser.accumulate):
-            piece = slice(mine.start + i * part, mine.start + (i + 1) * part)
-            with accelerator.autocast():
-                loss, terms = compute_loss(
-                    self.model,
-                    config.objective,
-                    volumes[piece],
-                    Mask(mask.visible[piece], mask.hidden[piece]),
-                    spectral_weight=weight,
-                    detail=detail,
-                )
-            accelerator.backward(loss / optimiser.accumulate)
+        for i, (piece, piece_mask) in enumerate(parts):
+            last = i + 1 == len(parts)
+            with nullcontext() if last else accelerator.no_sync(self.model):
+                with accelerator.autocast():
+                    loss, terms = compute_loss(
+                        self.model,
+                        config.objective,
+                        piece,
+                        piece_mask,
+                        spectral_weight=weight,
+                        detail=detail,
+                        ahead=ahead[i] if ahead else None,
+                    )
+                accelerator.backward(loss / len(parts))
             for name, value in {"loss": loss.detach(), **terms}.items():
-                total[name] = total.get(name, 0.0) + value / optimiser.accumulate
+                total[name] = total.get(name, 0.0) + value / len(parts)
+        if dropped is not None:
+            total["foreground_dropped"] = dropped
         total["gradient_norm"] = nn.utils.clip_grad_norm_(self.raw.parameters(), optimiser.clip)
         self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)
@@ -267,18 +221,42 @@ class Trainer:
             self.raw.update_target(self.raw.config.decay_at(step, optimiser.steps))
         return total
 
+    def _masked(
+        self, volumes: Tensor, batch: int, rows: slice, *purpose: int | str
+    ) -> tuple[Tensor, Mask, Tensor | None]:
+        """Z-score `rows` of a batch, draw their masks, and say which share of the foreground is dropped, if any may."""
+        masks, patch_size = self.config.mask, self.config.objective.encoder.patch_size
+        home = torch.device("cpu") if masks.kind == "replica" else self.device
+        kept = masks.kept(volumes, patch_size)
+        mask = masks.draw(batch, self.grid, stream(home, self.config.seed, *purpose), self.device, kept=kept, rows=rows)
+        dropped = None if kept is None else dropped_foreground(volumes, patch_size, kept)
+        return zscore(volumes), mask, dropped
+
     def resume(self) -> None:
-        """Take up the newest checkpoint in the run's folder, if there is one."""
+        """Take up the newest checkpoint in the run's folder, if there is one.
+
+        On as many processes and parts as before, what follows is bit for bit what would have been. On others the
+        volumes, masks and augmentation are still the same and the losses equal up to rounding (unless VCR is taken per
+        process: then its statistics are over other parts, and the run equal in distribution only).
+        """
         found = load_checkpoint(self.folder, self.raw, self.optimiser)
-        if found is not None:
-            self.history, state = found
-            self.step, self.seconds = state["step"], state["seconds"]
-            self.pending = [
-                {n: torch.tensor(v, device=self.device) for n, v in row.items()} for row in state["pending"]
-            ]
+        if found is None:
+            return
+        self.history, state = found
+        self.step, self.seconds = state["step"], state["seconds"]
+        self.pending = [{n: torch.tensor(v, device=self.device) for n, v in row.items()} for row in state["pending"]]
+        before, now = state["splits"], self.splits[-1]
+        self.splits = before if before[-1] == now else [*before, now]
+        if before[-1] != now and self.accelerator.is_main_process:
+            vcr = self.config.objective.vcr
+            equal = "in distribution only" if vcr is not None and not vcr.gathered else "up to rounding"
+            print(
+                f"{self.config.objective.arm}: goes on at step {self.step} on {now} processes × parts, "
+                f"{before[-1]} before: equal {equal} from here."
+            )
 
     def save(self) -> None:
-        """Write a checkpoint of this very step."""
+        """Write a checkpoint of this very step; the first process alone does, and none waits."""
         if self.accelerator.is_main_process:
             pending = [{name: float(value) for name, value in terms.items()} for terms in self.pending]
             save_checkpoint(
@@ -289,15 +267,16 @@ class Trainer:
                 self.history,
                 seconds=self.seconds,
                 pending=pending,
+                splits=self.splits,
             )
-        self.accelerator.wait_for_everyone()
 
     def log(self) -> None:
         """Read the terms of the last steps off the device, once, and note their means."""
         pending, self.pending = self.pending, []
         names = dict.fromkeys(name for terms in pending for name in terms)
         means = {n: torch.stack([terms[n] for terms in pending if n in terms]).mean() for n in names}
-        values = dict(zip(means, torch.stack(list(means.values())).tolist()))
+        together = sum_over_ranks(torch.stack(list(means.values()))) / self.world
+        values = dict(zip(means, together.tolist()))
         if not math.isfinite(values["loss"] + values["gradient_norm"]):
             raise InputError(
                 f"Loss or gradient of {self.config.objective.arm} is not finite at step {self.step} (learning rate "
@@ -315,10 +294,8 @@ class Trainer:
     @torch.no_grad()
     def validate(self) -> float:
         """Main loss term on held-out subjects, without augmentation, under masks that never change."""
-        volumes = zscore(self.heldout(np.arange(len(self.heldout))))
-        mask = self.config.mask.draw(
-            len(volumes), self.n_tokens, stream(self.device, self.config.seed, "validation"), self.device
-        )
+        volumes = self.heldout(np.arange(len(self.heldout)))
+        volumes, mask, _ = self._masked(volumes, len(volumes), slice(None), "validation")
         with self.accelerator.autocast():
             _, terms = compute_loss(
                 self.raw, self.config.objective, volumes, mask, spectral_weight=0.0, auxiliary=False
@@ -333,16 +310,27 @@ class Trainer:
             pd.DataFrame(self.history).to_parquet(self.folder / "metrics.parquet")
             save_file(host_state(self.raw), self.folder / "model.safetensors")
             exported = self.raw.target_encoder if isinstance(self.raw, Jepa) else self.raw.encoder
-            exported.save_pretrained(self.folder / "encoder")
+            card = model_card(self.config.objective, self.config.geometry, {**self._summary(), **self.about})
+            exported.save_pretrained(self.folder / "encoder", card=card)
         self.accelerator.wait_for_everyone()
         return {
             "device": str(self.device.type),
             "precision": self.precision,
-            "processes": self.accelerator.num_processes,
+            "processes": self.world,
+            "splits": self.splits,
             "threads": torch.get_num_threads(),
             "train_seconds": round(self.seconds, 2),
             "volumes_seen": self.step * self.config.optimiser.batch_size,
             "volumes_per_second": round(self.step * self.config.optimiser.batch_size / max(self.seconds, 1e-9), 1),
+        }
+
+    def _summary(self) -> dict[str, str]:
+        """What the model card says of the training."""
+        optimiser = self.config.optimiser
+        return {
+            "Training": f"{self.step:,} steps of {optimiser.batch_size} volumes, seed {self.config.seed}",
+            "Optimiser": f"AdamW, learning rate {optimiser.lr:g}, precision {self.precision}, {self.device.type}",
+            "Last held-out loss": next((f"{r['heldout']:.4g}" for r in self.history[::-1] if "heldout" in r), "none"),
         }
 
 
@@ -376,7 +364,27 @@ def make_pretrain(
     volumes: Callable[[], tuple[np.ndarray, np.ndarray]],
     *,
     progress: bool = True,
-    cpu: bool = False,
+    started: Callable[[], Any] = lambda: None,
+    **trainer: Any,
 ) -> Callable[[Path], dict[str, Any]]:
-    """What `runs.ensure` calls: train into a folder; `volumes()` gives the volumes when they are needed."""
-    return lambda folder: Trainer(config, *volumes(), folder, cpu=cpu).run(progress=progress)
+    """What `runs.ensure` calls: train into a folder.
+
+    Args:
+        config: What to train.
+        volumes: Gives training and held-out volumes when they are needed.
+        progress: Whether to show a bar.
+        started: Called once training is announced to the other processes, where there are any.
+        trainer: Further arguments of `Trainer`.
+    """
+
+    def make(folder: Path) -> dict[str, Any]:
+        loaded = volumes()
+        started()
+        announce(folder)
+        return Trainer(config, *loaded, folder, **trainer).run(progress=progress)
+
+    return make
+
+
+if __name__ == "__main__":  # by name: what the command line is made of is no part of a run's identity
+    importlib.import_module("brainfm_lib.cli").pretrain_main()

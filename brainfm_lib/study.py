@@ -45,6 +45,7 @@ class Study(StudyData):
         flat: The same for the flat names of `FLAT_NAMES`; None changes nothing.
         progress: Whether long work shows a progress bar.
         cpu: Stay on the CPU whatever else there is.
+        compile, recompute: How pretraining uses the machine, see `pretrain.Trainer`.
 
     Raises:
         InputError: A name that is not known, or a value of the wrong type.
@@ -60,6 +61,8 @@ class Study(StudyData):
         *,
         progress: bool = True,
         cpu: bool = False,
+        compile: bool = False,
+        recompute: bool = False,
         **flat: Any,
     ) -> None:
         unknown = sorted(set(flat) - set(FLAT_NAMES))
@@ -72,6 +75,7 @@ class Study(StudyData):
             load_manifest(manifest), load_profile(profile, {**(overrides or {}), **given}), progress=progress
         )
         self.profile_name, self.seed, self.cpu = profile, int(seed), cpu
+        self.compile, self.recompute = compile, recompute
         self.arms: tuple[str, ...] = tuple(ARMS) if objective == "all" else (objective,)
         self.used: dict[str, Run] = {}
         self._configs: dict[str, RunConfig] = {}
@@ -113,13 +117,17 @@ class Study(StudyData):
         found = find(config)
         return found.id if found is not None else config.id
 
-    def run(self, request: str) -> Run:
-        """The finished run of `request`; made now, with all it needs, where it is missing."""
+    def run(self, request: str, **making: Any) -> Run:
+        """The finished run of `request`; made now, with all it needs, where it is missing.
+
+        `making` is handed to what makes it.
+        """
         config = self.config(request)
         found = find(config)
         if found is None:
             kind, *words = request.split(":")
-            make = getattr(self, f"_{kind}_make")(*words)  # asks for the runs it starts from, in their own time
+            # this asks for the runs it starts from, in their own time
+            make = getattr(self, f"_{kind}_make")(*words, **making)
             found = ensure(config, make)
         self.used[request] = found
         return found
@@ -145,7 +153,7 @@ class Study(StudyData):
         code = ("brainfm_lib.pretrain", *self._pretraining_code())
         return RunConfig("pretrain", settings, self._pretraining_data(), code=code)
 
-    def _pretrain_make(self, arm: str) -> Callable[[Path], Any]:
+    def _pretrain_make(self, arm: str, **making: Any) -> Callable[[Path], Any]:
         from brainfm_lib.pretrain import initial_model, make_pretrain
 
         if arm == CONTROL:
@@ -156,7 +164,19 @@ class Study(StudyData):
             lambda: (self.pretraining_volumes(0)[0], self.pretraining_volumes(1)[0]),
             progress=self.progress,
             cpu=self.cpu,
+            compile=self.compile,
+            recompute=self.recompute,
+            about=self._about(arm),
+            **making,
         )
+
+    def _about(self, arm: str) -> dict[str, str]:
+        """What the model card says of run and data; no subject, no path."""
+        scans = [
+            f"{name} ({len(rows[0]):,} scans{', simulated' if self.cohort(name).kind == 'phantom' else ''})"
+            for name, rows in self.pretraining_rows.items()
+        ]
+        return {"Data": "; ".join(scans), "Run": self.config(f"pretrain:{arm}").id}
 
     def _reconstruction_config(self, arm: str) -> RunConfig:
         evaluation = self.profile.evaluation

@@ -18,7 +18,22 @@ def test_every_shipped_profile_loads_and_gives_matched_arms(name):
         for field in ("geometry", "mask", "augment", "seed"):
             assert getattr(other, field) == getattr(configs[0], field)
         assert other.objective.encoder == configs[0].objective.encoder
-        assert dataclasses.replace(other.optimiser, lr=0.0) == dataclasses.replace(configs[0].optimiser, lr=0.0)
+        if name != "replica":  # the authors' schedules are not matched
+            assert dataclasses.replace(other.optimiser, lr=0.0) == dataclasses.replace(configs[0].optimiser, lr=0.0)
+
+
+def test_the_replica_profile_has_the_authors_schedules_and_switches():
+    profile = load_profile("replica.yaml")
+    mae, jepa = (profile.pretraining(arm, 0).optimiser for arm in ("sl-mae", "vcr-jepa"))
+    assert mae.steps / jepa.steps == pytest.approx(700 / 300, rel=1e-4)
+    for optimiser, epochs, first, peak, last in [(mae, 700, 1e-4, 5e-4, 5e-5), (jepa, 300, 1e-4, 2e-4, 1e-6)]:
+        assert optimiser.steps * optimiser.batch_size / 58_781 == pytest.approx(epochs, rel=1e-3)
+        assert optimiser.lr_at(0) == pytest.approx(first, rel=5e-3)
+        assert max(optimiser.lr_at(step) for step in range(0, optimiser.steps, 97)) == pytest.approx(peak, rel=1e-3)
+        assert optimiser.lr_at(optimiser.steps) == pytest.approx(last)
+    weights = [profile.spectral.weight_at(step, mae.steps) for step in range(mae.steps // 2, mae.steps // 2 + 10)]
+    assert sum(weights) / 10 == pytest.approx(0.01)  # the mean gradient weight
+    assert profile.mask.kind == "replica" and not profile.vcr.gathered
 
 
 def test_overrides_reach_into_the_profile():
@@ -46,7 +61,7 @@ def test_mistakes_end_in_one_sentence_that_names_the_place(overrides, words):
 
 
 def test_an_unknown_profile_lists_the_known_ones():
-    with pytest.raises(InputError, match="choose among paper, quick, reference, tiny"):
+    with pytest.raises(InputError, match="choose among paper, quick, reference, replica, tiny"):
         load_profile("quik")
     with pytest.raises(InputError, match="There is no arm 'mea'"):
         load_profile("tiny").pretraining("mea", 0)

@@ -15,14 +15,16 @@ import torch
 from safetensors.torch import load_file
 
 from brainfm_lib import pretrain
+from brainfm_lib.data.batches import batch_rows
 from brainfm_lib.data.geometry import Geometry
 from brainfm_lib.errors import InputError
 from brainfm_lib.losses.spectral import SpectralConfig
 from brainfm_lib.losses.vcr import VcrConfig
+from brainfm_lib.masking import MaskConfig
 from brainfm_lib.models import JepaConfig, MaeConfig, VisionTransformer3d, VisionTransformerConfig
 from brainfm_lib.objectives import ARMS, objective_config
 from brainfm_lib.optimiser import OptimiserConfig
-from brainfm_lib.pretrain import MaskConfig, PretrainConfig, Trainer, batch_rows, seconds_per_step
+from brainfm_lib.pretrain import PretrainConfig, Trainer, seconds_per_step
 
 GRID = (16, 24, 32)
 
@@ -144,16 +146,64 @@ def test_interrupted_in_a_notebook_and_run_again_loses_nothing(tmp_path, monkeyp
     assert steps == [30, 30]
 
 
-def test_accumulation_gives_the_same_gradient(tmp_path):
-    results = []
-    for parts in (1, 2):
-        trainer = Trainer(make_config(accumulate=parts), make_volumes(), make_volumes(2), tmp_path, cpu=True)
-        trainer.optimiser.step = lambda *_: None
-        trainer.optimiser.zero_grad = lambda **_: None
-        trainer.train_step(np.arange(4))
-        results.append([p.grad.clone() for p in trainer.raw.parameters()])
-    for a, b in zip(*results, strict=True):
-        torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-4)
+def gradients_of_one_step(config, folder, rows=4, **trainer):
+    """Gradients before clipping, of the first step on the first rows; the optimiser is kept from moving."""
+    config = dataclasses.replace(config, optimiser=dataclasses.replace(config.optimiser, clip=1e9))
+    trainer = Trainer(config, make_volumes(), make_volumes(2), folder, cpu=True, **trainer)
+    trainer.optimiser.step = lambda *_: None
+    trainer.optimiser.zero_grad = lambda **_: None
+    terms = trainer.train_step(np.arange(rows))
+    return {n: p.grad.clone() for n, p in trainer.raw.named_parameters() if p.requires_grad}, terms
+
+
+def assert_equal_gradients(a, b):
+    assert a.keys() == b.keys()
+    scale = max(float(gradient.abs().max()) for gradient in a.values())
+    for name in a:
+        torch.testing.assert_close(a[name], b[name], atol=1e-5 * min(scale, 1.0), rtol=1e-4, msg=name)
+
+
+VARIANTS = {
+    **{arm: make_config(arm) for arm in ARMS},
+    "dropped": dataclasses.replace(make_config("vcr-jepa"), mask=MaskConfig(budget=0.6)),
+    "blocks": dataclasses.replace(make_config("sl-mae"), mask=MaskConfig(kind="block", shared=False, budget=0.7)),
+    "replica": dataclasses.replace(make_config("vcr-jepa"), mask=MaskConfig(kind="replica")),
+    "context only": dataclasses.replace(
+        make_config("vcr-jepa"),
+        objective=dataclasses.replace(make_config("vcr-jepa").objective, vcr=VcrConfig(context_only=True)),
+    ),
+    "pooled": dataclasses.replace(
+        make_config("vcr-jepa"),
+        objective=dataclasses.replace(make_config("vcr-jepa").objective, vcr=VcrConfig(pooled=True)),
+        mask=MaskConfig(shared=False),
+    ),
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_accumulation_gives_the_same_gradient(variant, tmp_path):
+    """VCR couples all samples, and still does when a batch is worked on one volume at a time."""
+    config = VARIANTS[variant]
+    whole, terms = gradients_of_one_step(config, tmp_path)
+    for parts in (2, 4):
+        split = dataclasses.replace(config, optimiser=dataclasses.replace(config.optimiser, accumulate=parts))
+        gradients, same_terms = gradients_of_one_step(split, tmp_path)
+        assert_equal_gradients(gradients, whole)
+        for name, value in terms.items():
+            torch.testing.assert_close(same_terms[name], value, atol=1e-6, rtol=1e-4, msg=name)
+
+
+def test_per_process_statistics_depend_on_the_split_as_the_authors_do(tmp_path):
+    config = make_config("vcr-jepa")
+    config = dataclasses.replace(config, objective=dataclasses.replace(config.objective, vcr=VcrConfig(gathered=False)))
+    whole, _ = gradients_of_one_step(config, tmp_path)
+    split = dataclasses.replace(config, optimiser=dataclasses.replace(config.optimiser, accumulate=2))
+    halves, _ = gradients_of_one_step(split, tmp_path)
+    assert max(float((whole[n] - halves[n]).abs().max()) for n in whole) > 1e-4
+    with pytest.raises(InputError, match="at least two volumes"):
+        gradients_of_one_step(
+            dataclasses.replace(config, optimiser=dataclasses.replace(config.optimiser, accumulate=4)), tmp_path
+        )
 
 
 def test_a_loss_that_is_not_finite_stops_with_a_sentence(tmp_path):
@@ -178,7 +228,7 @@ def test_impossible_settings_are_refused(tmp_path):
     with pytest.raises(InputError, match="no volume"):
         Trainer(make_config(), make_volumes()[:0], make_volumes(2), tmp_path, cpu=True)
     with pytest.raises(ValueError, match="mask kind"):
-        MaskConfig(kind="block")
+        MaskConfig(kind="stripes")
 
 
 def test_step_time_is_measured(tmp_path):
@@ -200,11 +250,50 @@ def test_a_sparse_spectral_loss_still_shows_in_the_metrics(tmp_path):
 
 
 def test_what_would_make_vcr_wrong_is_refused(tmp_path):
-    with pytest.raises(InputError, match="accumulate 1"):
-        train(tmp_path, make_config("vcr-jepa", accumulate=2))
+    with pytest.raises(InputError, match="at least two volumes"):
+        train(tmp_path, make_config("vcr-jepa", batch_size=1))
     config = make_config("vcr-jepa")
     with pytest.raises(InputError, match=r"vcr\.pooled"):
         train(tmp_path, dataclasses.replace(config, mask=MaskConfig(shared=False)))
+
+
+def test_background_dropping_is_reported_in_the_metrics(tmp_path):
+    train(tmp_path, dataclasses.replace(make_config(), mask=MaskConfig(budget=0.5)))
+    dropped = pd.read_parquet(tmp_path / "metrics.parquet")["foreground_dropped"]
+    assert ((dropped > 0) & (dropped < 1)).all()  # these blobs fill the whole volume
+
+
+def test_a_run_may_go_on_in_another_number_of_parts_and_says_what_that_means(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(pretrain, "CHECKPOINT_SECONDS", 0.0)
+    config = make_config("vcr-jepa", steps=20)
+    train(tmp_path / "whole", config)
+    step = Trainer.train_step
+
+    def interrupt(self, *args, **kwargs):
+        if self.step == 11:
+            raise KeyboardInterrupt
+        return step(self, *args, **kwargs)
+
+    monkeypatch.setattr(Trainer, "train_step", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "broken", config)
+    monkeypatch.setattr(Trainer, "train_step", step)
+    split = dataclasses.replace(config, optimiser=dataclasses.replace(config.optimiser, accumulate=2))
+    _, provenance = train(tmp_path / "broken", split)
+    assert provenance["splits"] == ["1 × 1", "1 × 2"]
+    assert (
+        "goes on at step 11 on 1 × 2 processes × parts, 1 × 1 before: equal up to rounding" in capsys.readouterr().out
+    )
+    losses = [pd.read_parquet(tmp_path / name / "metrics.parquet")["loss"].to_numpy() for name in ("whole", "broken")]
+    assert np.array_equal(losses[0][:11], losses[1][:11])
+    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-3)
+
+
+def test_the_encoder_comes_with_a_model_card(tmp_path):
+    train(tmp_path, make_config("sl-mae"))
+    card = (tmp_path / "encoder" / "README.md").read_text()
+    for fact in ("SL-MAE", "16 × 24 × 32 voxels of 6 mm", "12 steps of 4 volumes, seed 0", "high_pass 0.3", "0.1.0"):
+        assert fact in card
 
 
 def test_one_process_may_train_in_two_precisions(tmp_path):

@@ -9,7 +9,8 @@ import pandas as pd
 import torch
 
 from brainfm_lib.analysis.covariance import eigenspectrum, rank_measures, remove_position_mean
-from brainfm_lib.features import VolumeReader, autocast, batches, best_device
+from brainfm_lib.device import autocast, best_device
+from brainfm_lib.features import VolumeReader, batches
 from brainfm_lib.models import VisionTransformer3d
 
 LEVELS = ("pooled", "tokens", "tokens, position removed")

@@ -13,11 +13,12 @@ from torch import Tensor
 
 from brainfm_lib.analysis.spectrum import coherence, coherence_noise_floor, radial_power
 from brainfm_lib.data.augment import zscore
-from brainfm_lib.features import autocast, best_device
+from brainfm_lib.device import autocast, best_device
 from brainfm_lib.losses.reconstruction import denormalise
 from brainfm_lib.masking import Mask, partition_masks
 from brainfm_lib.models import Jepa, MaskedAutoencoder
-from brainfm_lib.pretrain import PretrainConfig, initial_model, stream
+from brainfm_lib.pretrain import PretrainConfig, initial_model
+from brainfm_lib.streams import stream
 from brainfm_lib.tokens import gather, mosaic, patch_grid, patchify, scatter, unpatchify
 
 READOUT_PENALTY = 1e-3

@@ -48,20 +48,27 @@ class AugmentConfig:
                 raise ValueError(f"the probabilities {' + '.join(names)} must be at least 0 and sum to at most 1")
 
 
-def augment(volumes: Tensor, generator: torch.Generator, config: AugmentConfig) -> Tensor:
-    """Augment a batch; all draws come from the generator, so the same generator state gives the same batch.
+def draw_augmentation(batch: int, generator: torch.Generator) -> Tensor:
+    """Draw what `augment` does to each volume of a batch, on the host: (9, B) float64, uniform in [0, 1).
+
+    So the host knows which volumes an operation is for, without waiting for a device, and the draws do not depend on
+    the device nor on how the batch is split over processes: ``draws[:, part]`` belongs to ``volumes[part]``.
+    """
+    return torch.rand(9, batch, generator=generator, dtype=torch.float64)
+
+
+def augment(volumes: Tensor, draws: Tensor, config: AugmentConfig) -> Tensor:
+    """Augment a batch.
 
     Args:
         volumes: (B, 1, D, H, W) float in [0, 1], background 0; axis D runs left to right.
-        generator: On the volumes' device (then nothing waits for the device) or on the CPU.
+        draws: (9, B) from `draw_augmentation`, on the host.
         config: Probabilities and strengths.
 
     Returns:
         (B, 1, D, H, W) float32, background 0, foreground in [0.001, 1].
     """
-    batch, device = len(volumes), volumes.device
-    draws = torch.rand(8, batch, generator=generator, device=generator.device).to(device)
-    signed = 2 * draws[2:7] - 1
+    signed = (2 * draws[2:7] - 1).float()
     volumes = volumes.float()
 
     space = draws[0]
@@ -75,8 +82,10 @@ def augment(volumes: Tensor, generator: torch.Generator, config: AugmentConfig) 
     exponent = (1 + config.max_gamma * signed[4]).view(-1, 1, 1, 1, 1)
     volumes = _where(value < gamma, lambda part, power: part**power, volumes, exponent)
     noise = (value >= gamma) & (value < noisy)
-    volumes = _where(noise, lambda part: _noisy(part, generator, config.noise_std), volumes)
-    sigma = config.max_blur * draws[7].clamp_min(0.05)
+    seeds = (draws[8] * 2**52).long()
+    if bool(noise.any()):
+        volumes = _noisy(volumes, noise, seeds, config.noise_std)
+    sigma = (config.max_blur * draws[7].clamp_min(0.05)).float()
     volumes = _where((value >= noisy) & (value < blurred), _blurred, volumes, sigma)
     return torch.where(foreground, volumes.clamp(FLOOR, 1), 0)
 
@@ -97,16 +106,13 @@ def zscore(volumes: Tensor) -> Tensor:
 
 
 def _where(chosen: Tensor, change: Callable[..., Tensor], volumes: Tensor, *arguments: Tensor) -> Tensor:
-    """Apply `change` to the chosen volumes of the batch.
-
-    On a CPU only those are worked on; elsewhere all are, because picking them would make the host wait.
-    """
-    if volumes.device.type != "cpu":
-        return torch.where(chosen.view(-1, 1, 1, 1, 1), change(volumes, *arguments), volumes)
+    """Apply `change` to the volumes that `chosen` (B,), on the host, picks; the device gets indices and arguments."""
     rows = chosen.nonzero()[:, 0]
     if len(rows) == 0:
         return volumes
-    return volumes.index_copy(0, rows, change(volumes[rows], *(argument[rows] for argument in arguments)))
+    here = [argument[rows].to(volumes.device, non_blocking=True) for argument in arguments]
+    there = rows.to(volumes.device, non_blocking=True)
+    return volumes.index_copy(0, there, change(volumes.index_select(0, there), *here))
 
 
 def _inverse_affine(angles: Tensor, scale: Tensor) -> Tensor:
@@ -123,8 +129,9 @@ def _inverse_affine(angles: Tensor, scale: Tensor) -> Tensor:
 def _resampled(volumes: Tensor, inverse: Tensor) -> Tensor:
     """Volumes at rotated and scaled places; angles hold in voxels, on grids that are not cubic too."""
     extent = volumes.shape[:1:-1]  # (W, H, D)
-    sizes = torch.tensor(extent, dtype=torch.float32, device=volumes.device)
-    theta = inverse * sizes[None, None, :] / sizes[None, :, None]
+    theta = torch.stack(
+        [torch.stack([inverse[:, i, j] * (extent[j] / extent[i]) for j in range(3)], 1) for i in range(3)], 1
+    )
     # The grid is a sum over axes: broadcasting it takes a third of the matrix product in `affine_grid` or less.
     w, h, d = (
         theta[:, None, :, axis] * ((2 * torch.arange(n, device=volumes.device) + 1) / n - 1)[None, :, None]
@@ -135,9 +142,14 @@ def _resampled(volumes: Tensor, inverse: Tensor) -> Tensor:
     return moved * (moved > FLOOR / 2)
 
 
-def _noisy(volumes: Tensor, generator: torch.Generator, std: float) -> Tensor:
-    noise = torch.randn(volumes.shape, generator=generator, device=generator.device)
-    return volumes + std * noise.to(volumes.device)
+def _noisy(volumes: Tensor, chosen: Tensor, seeds: Tensor, std: float) -> Tensor:
+    """Add noise to the chosen volumes, to each from a generator of its own."""
+    device = volumes.device
+    volumes = volumes.clone()
+    for row in chosen.nonzero()[:, 0].tolist():
+        generator = torch.Generator(device=device).manual_seed(int(seeds[row]))
+        volumes[row] += std * torch.randn(volumes.shape[1:], generator=generator, device=device)
+    return volumes
 
 
 def _blurred(volumes: Tensor, sigma: Tensor) -> Tensor:

@@ -2,6 +2,8 @@
 
 from torch import Tensor
 
+from brainfm_lib.losses.precision import widen
+
 
 def reconstruction_loss(predicted: Tensor, target: Tensor, *, normalise_patches: bool = False) -> Tensor:
     """Half the mean squared error over hidden voxels.
@@ -13,9 +15,9 @@ def reconstruction_loss(predicted: Tensor, target: Tensor, *, normalise_patches:
             (He et al. 2022, not used by the paper).
 
     Returns:
-        Scalar ``mean |x̂ - x|² / 2`` in float32.
+        Scalar ``mean |x̂ - x|² / 2`` in float32 at least.
     """
-    predicted, target = predicted.float(), target.float()
+    predicted, target = widen(predicted), widen(target)
     if normalise_patches:
         mean, std = _moments(target)
         target = (target - mean) / std
@@ -32,8 +34,8 @@ def denormalise(predicted: Tensor, target: Tensor) -> Tensor:
     Returns:
         (B, K, P³) float32.
     """
-    mean, std = _moments(target.float())
-    return predicted.float() * std + mean
+    mean, std = _moments(widen(target))
+    return widen(predicted) * std + mean
 
 
 def _moments(target: Tensor) -> tuple[Tensor, Tensor]:

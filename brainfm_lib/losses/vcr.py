@@ -5,6 +5,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from brainfm_lib.losses.precision import widen
+from brainfm_lib.losses.ranks import n_ranks, sum_over_ranks
+
 
 @dataclass(frozen=True)
 class VcrConfig:
@@ -14,6 +17,8 @@ class VcrConfig:
         weight, variance, covariance: As in the formula; the paper's values are the defaults.
         pooled: Take the variance of the token mean instead of at each position.
         context_only: Regularise the student's visible tokens alone; the paper appends the detached EMA targets.
+        gathered: Take variance and covariance over the batch of all processes, so that they do not depend on how it is
+            split; the authors take them per process and part.
     """
 
     weight: float = 0.25
@@ -21,18 +26,17 @@ class VcrConfig:
     covariance: float = 0.1
     pooled: bool = False
     context_only: bool = False
+    gathered: bool = True
 
 
-def _as_float32(z: Tensor) -> Tensor:
-    return z if z.dtype == torch.float64 else z.float()
-
-
-def variance_loss(z: Tensor, *, pooled: bool = False) -> Tensor:
+def variance_loss(z: Tensor, *, pooled: bool = False, gathered: bool = False) -> Tensor:
     """Hinge that keeps each feature's standard deviation over the batch above one.
 
     Args:
         z: (B, T, D) latents; one mask for the whole batch, so that position t is the same in every sample.
         pooled: Average over tokens first (for masks that differ between samples).
+        gathered: The batch is that of all processes, B each; every process gets the same value, and the gradients that
+            ``DistributedDataParallel`` averages are those of one process with the whole batch.
 
     Returns:
         Scalar ``mean over (t, d) of relu(1 - sqrt(Var over batch of z[:, t, d] + 1e-4))``, Var unbiased.
@@ -40,27 +44,36 @@ def variance_loss(z: Tensor, *, pooled: bool = False) -> Tensor:
     Raises:
         ValueError: A batch of one has no variance.
     """
-    if len(z) < 2:
-        raise ValueError("the variance term of VCR needs a batch of at least two volumes")
-    z = _as_float32(z)
+    z = widen(z)
     if pooled:
         z = z.mean(dim=1)
-    return torch.relu(1 - (z.var(dim=0) + 1e-4).sqrt()).mean()
+    n = len(z) * n_ranks(gathered)
+    if n < 2:
+        raise ValueError("the variance term of VCR needs a batch of at least two volumes")
+    # Deviations sum to zero, so no gradient flows through the mean.
+    mean = sum_over_ranks(z.detach().sum(dim=0), gathered) / n
+    variance = sum_over_ranks((z - mean).square().sum(dim=0), gathered) / (n - 1)
+    return torch.relu(1 - (variance + 1e-4).sqrt()).mean()
 
 
-def covariance_loss(z: Tensor) -> Tensor:
+def covariance_loss(z: Tensor, *, gathered: bool = False) -> Tensor:
     """Sum of squared off-diagonal covariances over D.
 
     Args:
         z: (B, T, D), flattened to BT × D and centred.
+        gathered: As for `variance_loss`.
 
     Returns:
         Scalar ``Σ_{i≠j} C_ij² / D`` with ``C = ZᵀZ / (BT - 1)``, at least float32.
+
+    Raises:
+        ValueError: A single latent has no covariance.
     """
     with torch.autocast(z.device.type, enabled=False):
-        rows = _as_float32(z).reshape(-1, z.shape[-1])
-        if len(rows) < 2:
+        rows = widen(z).reshape(-1, z.shape[-1])
+        n = len(rows) * n_ranks(gathered)
+        if n < 2:
             raise ValueError("the covariance term of VCR needs at least two latents")
-        rows = rows - rows.mean(dim=0)
-        covariance = rows.T @ rows / (len(rows) - 1)
+        rows = rows - sum_over_ranks(rows.detach().sum(dim=0), gathered) / n
+        covariance = sum_over_ranks(rows.T @ rows, gathered) / (n - 1)
         return (covariance.square().sum() - covariance.diagonal().square().sum()) / z.shape[-1]

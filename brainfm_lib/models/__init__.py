@@ -2,6 +2,7 @@
 
 from brainfm_lib.models.jepa import Jepa, JepaConfig
 from brainfm_lib.models.mae import MaeConfig, MaskedAutoencoder
+from brainfm_lib.models.monai_vit import import_monai_vit
 from brainfm_lib.models.vit import VisionTransformer3d, VisionTransformerConfig
 
 __all__ = [
@@ -11,4 +12,5 @@ __all__ = [
     "MaskedAutoencoder",
     "VisionTransformer3d",
     "VisionTransformerConfig",
+    "import_monai_vit",
 ]

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from brainfm_lib.masking import Mask
 from brainfm_lib.models.mae import TokenFiller
 from brainfm_lib.models.vit import VisionTransformer3d
-from brainfm_lib.tokens import gather, patch_grid
+from brainfm_lib.tokens import patch_grid
 
 
 @dataclass(frozen=True)
@@ -64,17 +64,24 @@ class Jepa(nn.Module):
         self.predictor = TokenFiller(dim, config.predictor_dim, config.predictor_depth, config.predictor_heads, dim)
 
     @torch.no_grad()
-    def targets(self, volumes: Tensor) -> Tensor:
-        """Latents to predict: target encoder on the whole volume, layer-normed over features; (B, N, E) float32."""
-        latents = self.target_encoder(volumes).float()
+    def targets(self, volumes: Tensor, mask: Mask | None = None) -> Tensor:
+        """Latents to predict: target encoder on all tokens (but those dropped), layer-normed over features.
+
+        Returns:
+            (B, H, E) float32 at ``mask.hidden``; without a mask, (B, N, E) at all positions.
+        """
+        if mask is None:
+            latents = self.target_encoder(volumes).float()
+        else:
+            latents = self.target_encoder(volumes, mask.both)[:, mask.visible.shape[1] :].float()
         return F.layer_norm(latents, latents.shape[-1:])
 
-    def forward(self, volumes: Tensor, mask: Mask) -> JepaOutput:
-        """Volumes (B, 1, D, H, W) -> predictions, targets and context."""
+    def forward(self, volumes: Tensor, mask: Mask, targets: Tensor | None = None) -> JepaOutput:
+        """Volumes (B, 1, D, H, W) -> predictions, targets (computed unless given) and context."""
         grid = patch_grid(volumes.shape, self.encoder.config.patch_size)
         context = self.encoder(volumes, mask.visible)
         predicted = self.predictor(context, mask, grid)
-        return JepaOutput(predicted, gather(self.targets(volumes), mask.hidden), context)
+        return JepaOutput(predicted, self.targets(volumes, mask) if targets is None else targets, context)
 
     @torch.no_grad()
     def update_target(self, decay: float) -> None:

@@ -1,6 +1,7 @@
 """Vision transformer on 3D patches: fixed sin-cos positions, pre-norm, no class token, any grid, any token subset."""
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -9,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from brainfm_lib.errors import InputError
 from brainfm_lib.identity import write_atomic
@@ -25,6 +27,7 @@ class VisionTransformerConfig:
         depth: Number of blocks.
         heads: Attention heads.
         mlp_ratio: Hidden width of the MLP over E.
+        position_grid: Patch grid of stored, learned positions, for imported encoders; None for fixed sin-cos ones.
     """
 
     patch_size: int = 8
@@ -32,6 +35,7 @@ class VisionTransformerConfig:
     depth: int = 12
     heads: int = 12
     mlp_ratio: float = 4.0
+    position_grid: tuple[int, int, int] | None = None
 
     def __post_init__(self) -> None:
         if min(self.patch_size, self.embed_dim, self.depth, self.heads) < 1 or self.embed_dim % self.heads:
@@ -39,7 +43,14 @@ class VisionTransformerConfig:
 
 
 class Block(nn.Module):
-    """Pre-norm transformer block on (B, K, E)."""
+    """Pre-norm transformer block on (B, K, E).
+
+    Attributes:
+        recomputed: Keep no activations for the backward pass but the input, and compute them again (set by
+            `recompute_activations`).
+    """
+
+    recomputed = False
 
     def __init__(self, dim: int, heads: int, mlp_ratio: float = 4.0) -> None:
         super().__init__()
@@ -51,11 +62,30 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, K, E) -> (B, K, E)."""
+        if self.recomputed and torch.is_grad_enabled():
+            return checkpoint(self._transform, x, use_reentrant=False)
+        return self._transform(x)
+
+    def _transform(self, x: Tensor) -> Tensor:
         b, k, e = x.shape
         q, key, v = self.qkv(self.norm1(x)).view(b, k, 3, self.heads, e // self.heads).permute(2, 0, 3, 1, 4)
         attended = F.scaled_dot_product_attention(q, key, v).transpose(1, 2).reshape(b, k, e)
         x = x + self.proj(attended)
         return x + self.fc2(F.gelu(self.fc1(self.norm2(x))))
+
+
+def recompute_activations(model: nn.Module) -> None:
+    """Trade time for memory: let every transformer block of `model` recompute its activations in the backward pass."""
+    for module in model.modules():
+        if isinstance(module, Block):
+            module.recomputed = True
+
+
+def compile_blocks(model: nn.Module, backend: str = "inductor") -> None:
+    """Compile the transformer blocks of `model` in place; equal ones are compiled once, and state names stay."""
+    for module in model.modules():
+        if isinstance(module, Block):
+            module.compile(backend=backend)
 
 
 def init_weights(module: nn.Module) -> None:
@@ -99,6 +129,8 @@ class VisionTransformer3d(nn.Module):
             Block(config.embed_dim, config.heads, config.mlp_ratio) for _ in range(config.depth)
         )
         self.norm = nn.LayerNorm(config.embed_dim)
+        if config.position_grid is not None:
+            self.positions = nn.Parameter(torch.zeros(math.prod(config.position_grid), config.embed_dim))
         self.apply(init_weights)
 
     def forward(self, volumes: Tensor, visible: Tensor | None = None) -> Tensor:
@@ -120,10 +152,20 @@ class VisionTransformer3d(nn.Module):
         """Linear embedding plus position, of the visible tokens alone where `visible` is given: (B, K, E)."""
         tokens = patchify(volumes, self.config.patch_size)
         grid = patch_grid(volumes.shape, self.config.patch_size)
-        positions = sincos_positions(grid, self.config.embed_dim, volumes.device).expand(len(volumes), -1, -1)
+        positions = self._positions(grid, volumes.device).expand(len(volumes), -1, -1)
         if visible is not None:
             tokens, positions = gather(tokens, visible), gather(positions, visible)
         return self.embed(tokens) + positions
+
+    def _positions(self, grid: tuple[int, int, int], device: torch.device) -> Tensor:
+        """Positions (N, E): computed, or the learned ones, interpolated linearly to another grid than their own."""
+        native = self.config.position_grid
+        if native is None:
+            return sincos_positions(grid, self.config.embed_dim, device)
+        if native == grid:
+            return self.positions
+        table = self.positions.T.unflatten(1, native).unsqueeze(0)
+        return F.interpolate(table, size=grid, mode="trilinear", align_corners=False)[0].flatten(1).T
 
     def block_outputs(self, volumes: Tensor, blocks: Sequence[int]) -> dict[int, Tensor]:
         """Outputs (B, N, E) of the given blocks (1-based) in one pass; that of the last one after the final norm."""
@@ -134,8 +176,8 @@ class VisionTransformer3d(nn.Module):
                 outputs[number] = self.norm(x) if number == self.config.depth else x
         return outputs
 
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Write ``model.safetensors`` and ``config.json`` into `folder`."""
+    def save_pretrained(self, folder: str | Path, *, card: str | None = None) -> None:
+        """Write ``model.safetensors`` and ``config.json``, and the model card ``README.md`` if given, into `folder`."""
         from safetensors.torch import save_file
 
         folder = Path(folder)
@@ -144,6 +186,9 @@ class VisionTransformer3d(nn.Module):
             save_file({name: tensor.contiguous() for name, tensor in self.state_dict().items()}, path)
         with write_atomic(folder / "config.json") as path:
             path.write_text(json.dumps({"model_type": "vision_transformer_3d", **asdict(self.config)}, indent=2))
+        if card is not None:
+            with write_atomic(folder / "README.md") as path:
+                path.write_text(card, encoding="utf-8")
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> "VisionTransformer3d":
@@ -158,6 +203,8 @@ class VisionTransformer3d(nn.Module):
         try:
             fields = json.loads((folder / "config.json").read_text())
             fields.pop("model_type", None)
+            if fields.get("position_grid") is not None:
+                fields["position_grid"] = tuple(fields["position_grid"])
             model = cls(VisionTransformerConfig(**fields))
             model.load_state_dict(load_file(folder / "model.safetensors"))
         except (OSError, ValueError, TypeError, RuntimeError) as error:

@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy import ndimage
 
-from brainfm_lib.data.augment import FLOOR, AugmentConfig, augment, zscore
+from brainfm_lib.data.augment import FLOOR, AugmentConfig, augment, draw_augmentation, zscore
 
 OFF = AugmentConfig(affine=0, flip=0, gamma=0, noise=0, blur=0)
 SHAPE = (12, 20, 16)
@@ -26,28 +26,32 @@ def generator(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
+def draws(volumes, seed=0):
+    return draw_augmentation(len(volumes), generator(seed))
+
+
 def test_off_changes_nothing():
     volumes = batch()
-    assert torch.equal(augment(volumes, generator(), OFF), volumes)
+    assert torch.equal(augment(volumes, draws(volumes), OFF), volumes)
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_convention_holds_and_draws_follow_the_generator(seed):
     volumes = batch()
     original = volumes.clone()
-    out = augment(volumes, generator(seed), AugmentConfig())
+    out = augment(volumes, draws(volumes, seed), AugmentConfig())
     assert torch.equal(volumes, original), "the input is left alone"
     assert out.shape == volumes.shape and out.dtype == torch.float32 and torch.isfinite(out).all()
     inside = out[out != 0]
     assert inside.min() >= FLOOR and inside.max() <= 1
     assert (out == 0).flatten(1).any(dim=1).all()
-    assert torch.equal(out, augment(volumes, generator(seed), AugmentConfig()))
-    assert not torch.equal(out, augment(volumes, generator(seed + 1), AugmentConfig()))
+    assert torch.equal(out, augment(volumes, draws(volumes, seed), AugmentConfig()))
+    assert not torch.equal(out, augment(volumes, draws(volumes, seed + 1), AugmentConfig()))
 
 
 def test_shares_are_those_asked_for():
     volumes = batch(1).expand(3000, -1, -1, -1, -1)[:, :, :, ::4, ::4].contiguous()
-    out = augment(volumes, generator(), dataclasses.replace(OFF, flip=0.3, noise=0.25))
+    out = augment(volumes, draws(volumes), dataclasses.replace(OFF, flip=0.3, noise=0.25))
     flipped = volumes.flip(2)
     near = lambda a, b: ((a - b).abs().flatten(1).amax(1) < 0.06).float().mean()  # noqa: E731
     assert abs(near(out, flipped) - 0.3) < 0.03
@@ -58,7 +62,7 @@ def test_shares_are_those_asked_for():
 @pytest.mark.parametrize("name", ["gamma", "noise", "blur", "flip"])
 def test_only_an_affine_moves_the_background(name):
     volumes = batch()
-    out = augment(volumes, generator(), dataclasses.replace(OFF, **{name: 1.0}))
+    out = augment(volumes, draws(volumes), dataclasses.replace(OFF, **{name: 1.0}))
     mask = volumes.flip(2) > 0 if name == "flip" else volumes > 0
     assert torch.equal(out > 0, mask)
     assert not torch.equal(out, volumes)
@@ -69,15 +73,15 @@ def test_affine_rotates_in_voxels_on_any_grid(shape):
     """Against scipy: the map from output to input is R / scale about the centre, in voxel units."""
     volumes = batch(8, shape)
     config = dataclasses.replace(OFF, affine=1.0)
-    out = augment(volumes, generator(3), config)
-    draws = torch.rand(8, 8, generator=generator(3))[2:7].double().numpy() * 2 - 1
+    out = augment(volumes, draws(volumes, 3), config)
+    signed = draws(volumes, 3)[2:7].numpy() * 2 - 1
     for i in range(8):
-        a, b, c = np.radians(10) * draws[:3, i]
+        a, b, c = np.radians(10) * signed[:3, i]
         rw = np.array([[1, 0, 0], [0, np.cos(a), -np.sin(a)], [0, np.sin(a), np.cos(a)]])
         rh = np.array([[np.cos(b), 0, np.sin(b)], [0, 1, 0], [-np.sin(b), 0, np.cos(b)]])
         rd = np.array([[np.cos(c), -np.sin(c), 0], [np.sin(c), np.cos(c), 0], [0, 0, 1]])
-        matrix = (rw @ rh @ rd / (1 + 0.1 * draws[3, i]))[::-1, ::-1]  # (W, H, D) -> (D, H, W)
-        assert abs(np.linalg.det(matrix) * (1 + 0.1 * draws[3, i]) ** 3 - 1) < 1e-6
+        matrix = (rw @ rh @ rd / (1 + 0.1 * signed[3, i]))[::-1, ::-1]  # (W, H, D) -> (D, H, W)
+        assert abs(np.linalg.det(matrix) * (1 + 0.1 * signed[3, i]) ** 3 - 1) < 1e-6
         centre = (np.array(shape) - 1) / 2
         expected = ndimage.affine_transform(
             volumes[i, 0].double().numpy(), matrix, centre - matrix @ centre, order=1, mode="grid-constant"
@@ -89,8 +93,8 @@ def test_affine_rotates_in_voxels_on_any_grid(shape):
 def test_blur_matches_scipy_inside():
     volumes = batch(4)
     config = dataclasses.replace(OFF, blur=1.0, max_blur=0.7)
-    out = augment(volumes, generator(1), config)
-    sigmas = 0.7 * torch.rand(8, 4, generator=generator(1))[7].clamp_min(0.05).numpy()
+    out = augment(volumes, draws(volumes, 1), config)
+    sigmas = 0.7 * draws(volumes, 1)[7].clamp_min(0.05).numpy()
     for i, sigma in enumerate(sigmas):
         side = np.exp(-0.5 / sigma**2)
         kernel = np.array([side, 1, side]) / (1 + 2 * side)
@@ -101,19 +105,17 @@ def test_blur_matches_scipy_inside():
         assert np.abs(out[i, 0].numpy() - np.clip(expected, FLOOR, 1))[inside].max() < 1e-5
 
 
-def test_working_on_all_volumes_gives_the_same_as_working_on_the_chosen(monkeypatch):
-    """Accelerators take the branch that computes everything: it must agree with the CPU's."""
-    from brainfm_lib.data import augment as module
-
-    config = AugmentConfig(noise=0)  # noise is drawn for the chosen volumes only
-    volumes = batch()
-    expected = augment(volumes, generator(2), config)
-
-    def on_all(chosen, change, volumes, *arguments):
-        return torch.where(chosen.view(-1, 1, 1, 1, 1), change(volumes, *arguments), volumes)
-
-    monkeypatch.setattr(module, "_where", on_all)
-    assert (augment(volumes, generator(2), config) - expected).abs().max() < 1e-6
+def test_a_batch_may_be_split_and_noise_is_each_volumes_own():
+    volumes, config = batch(), AugmentConfig()
+    drawn = draws(volumes, 2)
+    whole = augment(volumes, drawn, config)
+    halves = [augment(volumes[part], drawn[:, part], config) for part in (slice(0, 5), slice(5, 16))]
+    torch.testing.assert_close(torch.cat(halves), whole, atol=1e-6, rtol=0)
+    same = volumes[:1].expand(16, -1, -1, -1, -1)
+    noisy = augment(same, drawn, dataclasses.replace(OFF, noise=1.0))
+    assert len({float(v.sum()) for v in noisy}) == 16
+    residual = (noisy - same)[same > 0.1]
+    assert float(residual.std()) == pytest.approx(0.01, rel=0.1)
 
 
 def test_zscore():

@@ -6,13 +6,14 @@ import torch
 
 from brainfm_lib.losses.prediction import prediction_loss
 from brainfm_lib.losses.reconstruction import denormalise, reconstruction_loss
-from brainfm_lib.losses.spectral import SpectralConfig, half_spectrum_weights, spectral_loss
+from brainfm_lib.losses.spectral import SpectralConfig, half_spectrum_weights, spectral_loss, standardise
 from brainfm_lib.losses.vcr import covariance_loss, variance_loss
 
 SHAPES = [(12, 16, 10), (9, 8, 7), (8, 8, 8)]
+MODES = ["logmag", "magnitude", "complex", "focal"]
 
 
-def slow_spectral(prediction, target, high_pass, mode):
+def slow_spectral(prediction, target, high_pass, mode, band="high", kept_only=False):
     """The formula of the paper, over the full spectrum, mode by mode in NumPy."""
     total = 0.0
     for a, b in zip(prediction, target, strict=True):
@@ -20,27 +21,33 @@ def slow_spectral(prediction, target, high_pass, mode):
         axes = np.meshgrid(*(np.fft.fftfreq(n) for n in a.shape), indexing="ij")
         radius = np.sqrt(sum(axis**2 for axis in axes))
         keep = radius / radius.max() >= high_pass
-        norm = "backward" if mode == "logmag" else "ortho"
-        fa, fb = (np.fft.fftn(v, norm=norm) * keep for v in (a, b))
+        keep = keep if band == "high" else ~keep
+        fa, fb = (np.fft.fftn(v, norm="backward" if mode == "logmag" else "ortho") * keep for v in (a, b))
         if mode == "logmag":
-            total += np.mean((np.log(1 + np.abs(fa) + 1e-6) - np.log(1 + np.abs(fb) + 1e-6)) ** 2)
+            error = (np.log(1 + np.abs(fa) + 1e-6) - np.log(1 + np.abs(fb) + 1e-6)) ** 2
         elif mode == "magnitude":
-            total += np.mean((np.abs(fa) - np.abs(fb)) ** 2)
+            error = (np.abs(fa) - np.abs(fb)) ** 2
+        elif mode == "complex":
+            error = np.abs(fa - fb) ** 2
         else:
-            total += np.mean(np.abs(fa - fb) ** 2)
+            error = np.abs(fa - fb) / np.abs(fa - fb).max() * np.abs(fa - fb) ** 2
+        total += error.sum() / (keep.sum() if kept_only else keep.size)
     return total / len(target)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("mode", ["logmag", "magnitude", "complex"])
-@pytest.mark.parametrize("high_pass", [0.0, 0.3, 0.5])
-def test_spectral_loss_is_the_mean_over_the_full_spectrum(shape, mode, high_pass):
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(("band", "high_pass"), [("high", 0.0), ("high", 0.3), ("high", 0.5), ("low", 0.3)])
+@pytest.mark.parametrize("kept_only", [False, True])
+def test_spectral_loss_is_the_mean_over_the_full_spectrum(shape, mode, band, high_pass, kept_only):
     generator = torch.Generator().manual_seed(1)
     a, b = (torch.randn(2, 1, *shape, generator=generator, dtype=torch.float64) for _ in range(2))
-    expected = slow_spectral(a.numpy(), b.numpy(), high_pass, mode)
-    assert float(spectral_loss(a, b, high_pass=high_pass, mode=mode)) == pytest.approx(expected, rel=1e-6)
-    narrow = float(spectral_loss(a.float(), b.float(), high_pass=high_pass, mode=mode))
-    assert narrow == pytest.approx(expected, rel=1e-5)
+    settings = {"high_pass": high_pass, "mode": mode, "band": band, "kept_only": kept_only}
+    expected = slow_spectral(a.numpy(), b.numpy(), **settings)
+    assert float(spectral_loss(a, b, **settings)) == pytest.approx(expected, rel=1e-8)
+    assert float(spectral_loss(a.float(), b.float(), **settings)) == pytest.approx(expected, rel=1e-5)
+    one = float(spectral_loss(a[:1], b[:1], **settings))  # a batch of one is fine: nothing is compared across samples
+    assert one == pytest.approx(slow_spectral(a[:1].numpy(), b[:1].numpy(), **settings), rel=1e-8)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -48,16 +55,54 @@ def test_hermitian_weights_count_every_kept_mode_once(shape):
     axes = np.meshgrid(*(np.fft.fftfreq(n) for n in shape), indexing="ij")
     radius = np.sqrt(sum(axis**2 for axis in axes))
     kept = (radius / radius.max() >= 0.3).mean()
-    assert float(half_spectrum_weights(shape, 0.3, torch.device("cpu")).double().sum()) == pytest.approx(kept, abs=1e-6)
+    weights = half_spectrum_weights(shape, 0.3, torch.device("cpu"), torch.float64)
+    assert float(weights.sum()) == pytest.approx(kept, rel=1e-12)
+    low = half_spectrum_weights(shape, 0.3, torch.device("cpu"), torch.float64, band="low")
+    assert float(low.sum()) == pytest.approx(1 - kept, rel=1e-12)
+    assert not (low.bool() & weights.bool()).any()
 
 
+def test_the_high_pass_keeps_the_shares_of_modes_that_are_stated():
+    for high_pass, share in [(0.3, 0.927), (0.5, 0.66), (0.7, 0.188)]:
+        weights = half_spectrum_weights((144, 144, 144), high_pass, torch.device("cpu"), torch.float64)
+        assert float(weights.sum()) == pytest.approx(share, abs=2e-3)
+
+
+@pytest.mark.parametrize("kept_only", [False, True])
 @pytest.mark.parametrize("mode", ["logmag", "magnitude", "complex"])
-def test_spectral_gradient_is_right(mode):
+def test_spectral_gradient_is_right(mode, kept_only):
     generator = torch.Generator().manual_seed(2)
-    a, b = (torch.randn(1, 1, 4, 5, 3, generator=generator, dtype=torch.float64) for _ in range(2))
+    a, b = (torch.randn(2, 1, 4, 5, 3, generator=generator, dtype=torch.float64) for _ in range(2))
     a.requires_grad_(True)
-    # the weights are float32, which bounds the numerical derivative
-    assert torch.autograd.gradcheck(lambda x: spectral_loss(x, b, mode=mode), a, atol=1e-5)
+    assert torch.autograd.gradcheck(lambda x: spectral_loss(x, b, mode=mode, kept_only=kept_only), a)
+
+
+def test_focal_gradient_treats_its_weight_as_a_constant():
+    """By hand: with the weight held fixed, the loss is a weighted `complex` one."""
+    generator = torch.Generator().manual_seed(2)
+    a, b = (torch.randn(1, 1, 4, 6, 4, generator=generator, dtype=torch.float64) for _ in range(2))
+    a.requires_grad_(True)
+    spectral_loss(a, b, mode="focal", high_pass=0.0).backward()
+    difference = torch.fft.fftn(standardise(a) - standardise(b), dim=(-3, -2, -1), norm="ortho")
+    weight = difference.detach().abs() / difference.detach().abs().max()
+    expected = torch.autograd.grad((weight * difference.abs() ** 2).mean(), a)[0]
+    torch.testing.assert_close(a.grad, expected, rtol=1e-8, atol=1e-12)
+    same = b.clone().requires_grad_(True)
+    loss = spectral_loss(same, b, mode="focal")  # the largest difference is zero
+    loss.backward()
+    assert float(loss) == 0 and torch.isfinite(same.grad).all()
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_spectral_gradient_is_finite_where_patches_are_all_zero(mode):
+    target = torch.zeros(2, 1, 16, 16, 16)
+    target[0, :, :8] = torch.rand(8, 16, 16)  # half of it air; the second volume is empty
+    prediction = target.clone()
+    prediction[:, :, :8, :8, :8] = 0.0
+    prediction.requires_grad_(True)
+    loss = spectral_loss(prediction, target, mode=mode)
+    loss.backward()
+    assert torch.isfinite(loss) and torch.isfinite(prediction.grad).all()
 
 
 def test_spectral_gradient_is_finite_on_constant_volumes_and_under_autocast():
@@ -78,9 +123,19 @@ def test_spectral_loss_does_not_see_phase_in_logmag_but_does_in_complex():
 def test_ramp_and_schedule():
     config = SpectralConfig(weight=0.5, ramp_start=0.1, ramp_end=0.2, every=5)
     assert config.weight_at(50, 1000) == 0.0
-    assert config.weight_at(150, 1000) == pytest.approx(0.25)
+    assert config.weight_at(150, 1000) == pytest.approx(0.25 / 5)
     assert config.weight_at(151, 1000) == 0.0
-    assert config.weight_at(900, 1000) == 0.5
+    assert config.weight_at(900, 1000) == pytest.approx(0.5 / 5)
+    authors = SpectralConfig(weight=1.0, ramp_start=0.0, ramp_end=0.0, every=10)
+    assert sum(authors.weight_at(step, 1000) for step in range(1000)) / 1000 == pytest.approx(0.01)
+
+
+def test_settings_that_are_none_are_refused():
+    for wrong in ({"mode": "phase"}, {"band": "middle"}, {"high_pass": 1.0}, {"every": 0}):
+        with pytest.raises(ValueError, match="spectral"):
+            SpectralConfig(**wrong)
+    with pytest.raises(ValueError, match="no mode"):
+        half_spectrum_weights((8, 8, 8), 0.0, torch.device("cpu"), band="low")
 
 
 def test_vcr_terms_against_loops():
@@ -92,16 +147,23 @@ def test_vcr_terms_against_loops():
     assert float(variance_loss(z, pooled=True)) == pytest.approx(expected, rel=1e-8)
     c = np.cov(z.reshape(-1, 4).numpy().T)
     assert float(covariance_loss(z)) == pytest.approx((c**2).sum() / 4 - (np.diag(c) ** 2).sum() / 4, rel=1e-8)
+    for term, options in [(variance_loss, {}), (variance_loss, {"pooled": True}), (covariance_loss, {})]:
+        alone = float(term(z.float(), gathered=True, **options))  # one process: gathered changes nothing
+        assert alone == pytest.approx(float(term(z, **options)), rel=1e-5)
 
 
 def test_vcr_gradients_and_degenerate_batches():
     z = (torch.randn(3, 4, 5, dtype=torch.float64) * 0.3).requires_grad_(True)
     assert torch.autograd.gradcheck(lambda x: variance_loss(x) + covariance_loss(x), z)
+    assert torch.autograd.gradcheck(lambda x: variance_loss(x, pooled=True), z)
     constant = torch.zeros(3, 4, 5, requires_grad=True)
     (variance_loss(constant) + covariance_loss(constant)).backward()
     assert torch.isfinite(constant.grad).all()
     with pytest.raises(ValueError, match="at least two volumes"):
         variance_loss(torch.randn(1, 4, 5))
+    with pytest.raises(ValueError, match="at least two latents"):
+        covariance_loss(torch.randn(1, 1, 5))
+    assert torch.isfinite(covariance_loss(torch.randn(1, 4, 5)))  # several tokens of one volume do have a covariance
 
 
 def test_reconstruction_and_prediction_losses():
@@ -111,6 +173,25 @@ def test_reconstruction_and_prediction_losses():
     normal = (b - b.mean(-1, keepdim=True)) / (b.var(-1, keepdim=True) + 1e-6).sqrt()
     expected = ((a - normal).numpy() ** 2).mean() / 2
     assert float(reconstruction_loss(a, b, normalise_patches=True)) == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("normalise_patches", [False, True])
+def test_reconstruction_and_prediction_losses_in_float64(normalise_patches):
+    generator = torch.Generator().manual_seed(3)
+    a, b = (torch.randn(2, 3, 8, generator=generator, dtype=torch.float64) for _ in range(2))
+    target = b.numpy()
+    if normalise_patches:
+        target = (target - target.mean(-1, keepdims=True)) / np.sqrt(target.var(-1, ddof=1, keepdims=True) + 1e-6)
+    expected = np.mean((a.numpy() - target) ** 2) / 2
+    options = {"normalise_patches": normalise_patches}
+    assert float(reconstruction_loss(a, b, **options)) == pytest.approx(expected, rel=1e-8)
+    assert float(prediction_loss(a, b)) == pytest.approx(np.abs(a.numpy() - b.numpy()).mean(), rel=1e-8)
+    a.requires_grad_(True)
+    assert torch.autograd.gradcheck(lambda x: reconstruction_loss(x, b, **options), a)
+    assert torch.autograd.gradcheck(lambda x: prediction_loss(x, b), a)
+    empty = torch.zeros(1, 2, 8, requires_grad=True)  # patches of air
+    reconstruction_loss(empty, torch.zeros(1, 2, 8), **options).backward()
+    assert torch.isfinite(empty.grad).all()
 
 
 def test_normalised_predictions_come_back_to_the_volumes_units():

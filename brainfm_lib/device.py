@@ -1,0 +1,29 @@
+"""Which device there is, and which precision it is faster in."""
+
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+
+
+def best_device(*, cpu: bool = False) -> torch.device:
+    """The accelerator of this process where there is one."""
+    if not cpu and torch.cuda.is_available():
+        return torch.device("cuda")
+    if not cpu and torch.backends.mps.is_available():
+        return torch.device("mps")
+    return torch.device("cpu")
+
+
+def faster_precision(device: torch.device) -> str:
+    """``bf16`` where the device has matrix units for it, else ``fp32``."""
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported() else "fp32"
+    if device.type == "cpu":
+        return "bf16" if getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)() else "fp32"
+    return "fp32"
+
+
+def autocast(device: torch.device) -> AbstractContextManager[Any]:
+    """Mixed precision where it is faster on `device`."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=faster_precision(device) == "bf16")
