@@ -205,7 +205,7 @@ class MaskConfig:
         shared: One mask for the whole global batch, which the variance term of VCR needs; else one a volume.
         blocks: Number of boxes of a ``block`` mask.
         budget: Share of the tokens that stay in a volume; the others, those with the least foreground, are dropped:
-            neither seen nor predicted. 1 drops none.
+            neither seen nor predicted. 1 drops none. Features are read from whole volumes all the same.
     """
 
     ratio: float = 0.75

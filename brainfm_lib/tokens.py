@@ -50,6 +50,11 @@ def gather(tokens: Tensor, index: Tensor) -> Tensor:
     return tokens.gather(1, index.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))
 
 
+def rows_at(table: Tensor, index: Tensor) -> Tensor:
+    """Rows of `table` (N, E) at `index` (B, K): (B, K, E), or (1, K, E) to be broadcast where the index is shared."""
+    return table[index[:1]] if index.stride(0) == 0 else table[index]
+
+
 def scatter(tokens: Tensor, index: Tensor, values: Tensor) -> Tensor:
     """Return tokens (B, N, E) with those at `index` (B, K) replaced by `values` (B, K, E); differentiable in both."""
     return tokens.scatter(1, index.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]), values)

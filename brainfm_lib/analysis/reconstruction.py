@@ -15,7 +15,7 @@ from brainfm_lib.analysis.spectrum import coherence, coherence_noise_floor, radi
 from brainfm_lib.data.augment import zscore
 from brainfm_lib.device import autocast, best_device
 from brainfm_lib.losses.reconstruction import denormalise
-from brainfm_lib.masking import Mask, partition_masks
+from brainfm_lib.masking import Mask, foreground_tokens, partition_masks
 from brainfm_lib.models import Jepa, MaskedAutoencoder
 from brainfm_lib.pretrain import PretrainConfig, initial_model
 from brainfm_lib.streams import stream
@@ -118,8 +118,11 @@ def evaluate_reconstruction(
     brain = torch.from_numpy(data.heldout > 0).unsqueeze(1).to(device)
     grid = patch_grid(heldout.shape, patch)
     n_tokens = grid[0] * grid[1] * grid[2]
-    masks = partition_masks(n_tokens, config.mask.ratio, generator=stream("cpu", config.seed, "partition"))
-    masks = [Mask(mask.visible.to(device), mask.hidden.to(device)) for mask in masks]
+    kept = torch.arange(n_tokens).unsqueeze(0)
+    if config.mask.budget < 1:  # air dropped in training is dropped here
+        kept = foreground_tokens(brain.float(), patch, config.mask.budget, shared=True).cpu()
+    masks = partition_masks(kept.shape[1], config.mask.ratio, generator=stream("cpu", config.seed, "partition"))
+    masks = [Mask(*(index.to(device) for index in mask.among(kept))) for mask in masks]
     position_mean = train.mean(0, keepdim=True)
 
     with autocast(device):
@@ -178,6 +181,9 @@ def evaluate_reconstruction(
             first = mosaic(heldout, predicted, shared, patch)
     assert first is not None
     pure /= len(masks) - 1
+    if kept.shape[1] < n_tokens:  # what is dropped is predicted by nobody: leave it as it is
+        inside = kept.to(device).expand(len(heldout), -1)
+        pure = unpatchify(scatter(target_tokens, inside, gather(patchify(pure, patch), inside)), grid, patch)
     squared /= weight.clamp_min(1)
     errors = (
         data.scans[["scan_uid", "subject_id", "contrast"]]

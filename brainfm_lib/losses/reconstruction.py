@@ -1,6 +1,7 @@
 """Reconstruction of hidden patches, the loss of MAE."""
 
 from torch import Tensor
+from torch.nn import functional as F
 
 from brainfm_lib.losses.precision import widen
 
@@ -21,7 +22,7 @@ def reconstruction_loss(predicted: Tensor, target: Tensor, *, normalise_patches:
     if normalise_patches:
         mean, std = _moments(target)
         target = (target - mean) / std
-    return (predicted - target).square().mean() / 2
+    return F.mse_loss(predicted, target) / 2
 
 
 def denormalise(predicted: Tensor, target: Tensor) -> Tensor:

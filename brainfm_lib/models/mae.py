@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from brainfm_lib.masking import Mask
 from brainfm_lib.models.vit import Block, VisionTransformer3d, init_weights, sincos_positions
-from brainfm_lib.tokens import gather, patch_grid
+from brainfm_lib.tokens import patch_grid, rows_at
 
 
 @dataclass(frozen=True)
@@ -43,13 +43,15 @@ class TokenFiller(nn.Module):
 
     def forward(self, encoded: Tensor, mask: Mask, grid: tuple[int, int, int]) -> Tensor:
         """Encoded visible tokens (B, V, E) -> (B, H, out_dim) at ``mask.hidden``."""
-        positions = sincos_positions(grid, self.mask_token.numel(), encoded.device).expand(len(encoded), -1, -1)
-        seen = self.project_in(encoded) + gather(positions, mask.visible)
-        hidden = self.mask_token + gather(positions, mask.hidden)
+        positions = sincos_positions(grid, self.mask_token.numel(), encoded.device)
+        seen = self.project_in(encoded) + rows_at(positions, mask.visible)
+        hidden = (self.mask_token + rows_at(positions, mask.hidden)).expand(len(encoded), -1, -1)
         x = torch.cat([seen, hidden.to(seen.dtype)], dim=1)
-        for block in self.blocks:
+        n_seen = mask.visible.shape[1]
+        for block in self.blocks[:-1]:
             x = block(x)
-        return self.project_out(self.norm(x[:, mask.visible.shape[1] :]))
+        x = self.blocks[-1](x, n_seen)  # what the last block would make of seen tokens is not read
+        return self.project_out(self.norm(x))
 
 
 class MaskedAutoencoder(nn.Module):

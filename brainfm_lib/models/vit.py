@@ -14,7 +14,8 @@ from torch.utils.checkpoint import checkpoint
 
 from brainfm_lib.errors import InputError
 from brainfm_lib.identity import write_atomic
-from brainfm_lib.tokens import gather, patch_grid, patchify
+from brainfm_lib.models.lean import gelu_linear, norm_linear
+from brainfm_lib.tokens import gather, patch_grid, patchify, rows_at
 
 
 @dataclass(frozen=True)
@@ -46,8 +47,7 @@ class Block(nn.Module):
     """Pre-norm transformer block on (B, K, E).
 
     Attributes:
-        recomputed: Keep no activations for the backward pass but the input, and compute them again (set by
-            `recompute_activations`).
+        recomputed: Keep nothing for the backward pass but the input (set by `recompute_activations`).
     """
 
     recomputed = False
@@ -60,18 +60,20 @@ class Block(nn.Module):
         self.qkv, self.proj = nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
         self.fc1, self.fc2 = nn.Linear(dim, hidden), nn.Linear(hidden, dim)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, K, E) -> (B, K, E)."""
+    def forward(self, x: Tensor, start: int = 0) -> Tensor:
+        """(B, K, E) -> (B, K - start, E): all tokens are attended to, those from `start` on are computed."""
         if self.recomputed and torch.is_grad_enabled():
-            return checkpoint(self._transform, x, use_reentrant=False)
-        return self._transform(x)
+            return checkpoint(self._transform, x, start, use_reentrant=False, preserve_rng_state=False)
+        return self._transform(x, start)
 
-    def _transform(self, x: Tensor) -> Tensor:
+    def _transform(self, x: Tensor, start: int) -> Tensor:
         b, k, e = x.shape
-        q, key, v = self.qkv(self.norm1(x)).view(b, k, 3, self.heads, e // self.heads).permute(2, 0, 3, 1, 4)
-        attended = F.scaled_dot_product_attention(q, key, v).transpose(1, 2).reshape(b, k, e)
-        x = x + self.proj(attended)
-        return x + self.fc2(F.gelu(self.fc1(self.norm2(x))))
+        q, key, v = (
+            norm_linear(x, self.norm1, self.qkv).view(b, k, 3, self.heads, e // self.heads).permute(2, 0, 3, 1, 4)
+        )
+        attended = F.scaled_dot_product_attention(q[:, :, start:], key, v).transpose(1, 2).reshape(b, k - start, e)
+        x = x[:, start:] + self.proj(attended)
+        return x + gelu_linear(norm_linear(x, self.norm2, self.fc1), self.fc2)
 
 
 def recompute_activations(model: nn.Module) -> None:
@@ -152,9 +154,9 @@ class VisionTransformer3d(nn.Module):
         """Linear embedding plus position, of the visible tokens alone where `visible` is given: (B, K, E)."""
         tokens = patchify(volumes, self.config.patch_size)
         grid = patch_grid(volumes.shape, self.config.patch_size)
-        positions = self._positions(grid, volumes.device).expand(len(volumes), -1, -1)
+        positions = self._positions(grid, volumes.device)
         if visible is not None:
-            tokens, positions = gather(tokens, visible), gather(positions, visible)
+            tokens, positions = gather(tokens, visible), rows_at(positions, visible)
         return self.embed(tokens) + positions
 
     def _positions(self, grid: tuple[int, int, int], device: torch.device) -> Tensor:

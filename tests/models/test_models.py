@@ -219,7 +219,8 @@ before = set(sys.modules)
 class Refuse:
     def find_spec(self, name, path=None, target=None):
         top = name.partition(".")[0]
-        if top in sys.stdlib_module_names or top in ("torch", "numpy", "safetensors", "brainfm_lib", "_distutils_hack"):
+        allowed = (*sys.stdlib_module_names, "torch", "numpy", "safetensors", "brainfm_lib", "_distutils_hack")
+        if top in allowed or top.startswith("_sysconfigdata"):
             return None
         raise ImportError(f"brainfm_lib.models reached for {name}")
 sys.meta_path.insert(0, Refuse())
