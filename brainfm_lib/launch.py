@@ -9,12 +9,12 @@ import os
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch.distributed as distributed
 
-if TYPE_CHECKING:
-    from brainfm_lib.study import Study
+from brainfm_lib.pretrain import Trainer
+from brainfm_lib.study import Study
 
 PATIENCE = timedelta(hours=24)  # how long the others wait while the first process prepares volumes
 
@@ -24,19 +24,7 @@ def n_processes() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def announce(folder: Path | None) -> None:
-    """Tell the other processes where the run is that is trained now; None: it is finished already."""
-    if n_processes() > 1:
-        distributed.broadcast_object_list([None if folder is None else str(folder)], src=0)
-
-
-def _heard() -> Path | None:
-    message: list[Any] = [None]
-    distributed.broadcast_object_list(message, src=0)
-    return None if message[0] is None else Path(message[0])
-
-
-def pretrain_arms(study: "Study") -> Iterator[tuple[str, str]]:
+def pretrain_arms(study: Study) -> Iterator[tuple[str, str]]:
     """Pretrain the arms of a study, one after the other, with all processes; yield arm and run in the first process."""
     if n_processes() == 1:
         for arm in study.arms:
@@ -44,19 +32,36 @@ def pretrain_arms(study: "Study") -> Iterator[tuple[str, str]]:
         return
     from accelerate import PartialState
 
-    from brainfm_lib.pretrain import Trainer
-
     state = PartialState(cpu=study.cpu, timeout=PATIENCE)
     for arm in study.arms:
         if state.is_main_process:
-            made = [False]
-            run = study.run(f"pretrain:{arm}", started=lambda made=made: made.append(True))
-            if not made[-1]:
-                announce(None)
-            yield arm, run.id
+            yield arm, _lead(study, arm)
         else:
-            folder = _heard()
-            if folder is not None:
-                config = study.profile.pretraining(arm, study.seed)
-                volumes = (study.pretraining_volumes(0)[0], study.pretraining_volumes(1)[0])
-                Trainer(config, *volumes, folder, cpu=study.cpu, compile=study.compile, recompute=study.recompute).run()
+            _follow(study, arm)
+
+
+def _lead(study: Study, arm: str) -> str:
+    """Make the run, or find it, and tell the others which it was."""
+    announced = []
+
+    def announce(folder: Path | None) -> None:
+        announced.append(folder)
+        distributed.broadcast_object_list([None if folder is None else str(folder)], src=0)
+
+    run = study.run(f"pretrain:{arm}", started=announce)
+    if not announced:
+        announce(None)
+    return run.id
+
+
+def _follow(study: Study, arm: str) -> None:
+    """Train along, if the first process says that there is something to train, and in which folder."""
+    message: list[Any] = [None]
+    distributed.broadcast_object_list(message, src=0)
+    if message[0] is not None:
+        volumes = (study.pretraining_volumes(0)[0], study.pretraining_volumes(1)[0])
+        config, how = (
+            study.profile.pretraining(arm, study.seed),
+            {"compile": study.compile, "recompute": study.recompute},
+        )
+        Trainer(config, *volumes, Path(message[0]), cpu=study.cpu, **how).run()

@@ -27,7 +27,6 @@ from brainfm_lib.data.geometry import Geometry
 from brainfm_lib.device import faster_precision
 from brainfm_lib.errors import InputError
 from brainfm_lib.identity import stable_hash
-from brainfm_lib.launch import announce
 from brainfm_lib.losses.ranks import sum_over_ranks
 from brainfm_lib.masking import Mask, MaskConfig, dropped_foreground
 from brainfm_lib.models import Jepa, MaskedAutoencoder
@@ -364,7 +363,7 @@ def make_pretrain(
     volumes: Callable[[], tuple[np.ndarray, np.ndarray]],
     *,
     progress: bool = True,
-    started: Callable[[], Any] = lambda: None,
+    started: Callable[[Path], Any] = lambda folder: None,
     **trainer: Any,
 ) -> Callable[[Path], dict[str, Any]]:
     """What `runs.ensure` calls: train into a folder.
@@ -373,14 +372,13 @@ def make_pretrain(
         config: What to train.
         volumes: Gives training and held-out volumes when they are needed.
         progress: Whether to show a bar.
-        started: Called once training is announced to the other processes, where there are any.
+        started: Called with the folder once the volumes are there, before training.
         trainer: Further arguments of `Trainer`.
     """
 
     def make(folder: Path) -> dict[str, Any]:
         loaded = volumes()
-        started()
-        announce(folder)
+        started(folder)
         return Trainer(config, *loaded, folder, **trainer).run(progress=progress)
 
     return make

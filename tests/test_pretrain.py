@@ -302,3 +302,18 @@ def test_one_process_may_train_in_two_precisions(tmp_path):
         assert trainer.accelerator.mixed_precision == {"fp32": "no", "bf16": "bf16"}[precision]
     with pytest.raises(ValueError, match="precision"):
         make_config(precision="fp16")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("arm", ARMS)
+def test_a_step_never_waits_for_the_device(arm, tmp_path):
+    config = dataclasses.replace(make_config(arm, precision="bf16"), mask=MaskConfig(budget=0.7))
+    trainer = Trainer(config, make_volumes(), make_volumes(2), tmp_path)
+    rows = batch_rows(10, 4, 0)
+    for _ in range(3):  # the first steps build what is kept
+        trainer.train_step(next(rows), detail=True)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        trainer.train_step(next(rows), detail=True)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")

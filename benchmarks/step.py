@@ -1,0 +1,332 @@
+"""A training step (forward, backward, optimiser) side by side with MONAI's masked autoencoder, and what extras cost.
+
+    python benchmarks/step.py > benchmarks/step.md            # what this machine has: CPU, or the GPU
+    python benchmarks/step.py --only "96³, patch 16" --rounds 20
+
+Equal width, depth, heads, MLP width, patch, mask ratio, batch and input; all rivals take turns in one process, so that
+a noisy machine disturbs all alike; the figure is the median over the rounds of the ratio within a round, with its
+quartiles. MONAI is run as shipped (its blocks never use fused attention) and with fused attention switched on;
+both with AdamW as `torch.optim.AdamW(model.parameters())` gives it. Peak tensor memory is what tensors occupy at most
+during a step, parameters and optimiser state included.
+
+FLOPs are those of matrix products and attention: per volume and pass, a block of width E on K tokens takes
+2K(4E² + 2EM) + 4K²E, M being the MLP's width; embedding and read-out 2K·(in)·(out). Backward counts twice forward,
+recomputation is not counted.
+"""
+
+import argparse
+import gc
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from brainfm_lib.data.augment import zscore
+from brainfm_lib.device import best_device, faster_precision
+from brainfm_lib.losses.spectral import SpectralConfig
+from brainfm_lib.losses.vcr import VcrConfig
+from brainfm_lib.masking import MaskConfig
+from brainfm_lib.models import Jepa, JepaConfig, MaeConfig, VisionTransformerConfig
+from brainfm_lib.objectives import build_model, compute_loss, objective_config
+from brainfm_lib.optimiser import OptimiserConfig, make_optimiser
+from brainfm_lib.tokens import patch_grid, patchify
+
+
+@dataclass(frozen=True)
+class Size:
+    """What is trained: sizes of encoder and decoder, edge of the cube, batch."""
+
+    name: str
+    edge: int
+    batch: int
+    encoder: VisionTransformerConfig
+    decoder: tuple[int, int, int] = (192, 4, 3)
+    ratio: float = 0.75
+
+
+SMALL = VisionTransformerConfig(patch_size=8, embed_dim=384, depth=12, heads=6)
+BASE = VisionTransformerConfig(patch_size=8, embed_dim=768, depth=12, heads=12)
+CPU_SIZES = [
+    Size("ViT-S, 96³, patch 8", 96, 2, SMALL),
+    Size("ViT-S, 96³, patch 16", 96, 2, replace(SMALL, patch_size=16)),
+    Size("ViT-S, 96³, patch 16, larger batch", 96, 8, replace(SMALL, patch_size=16)),
+]
+GPU_SIZES = [
+    Size("ViT-S, 96³, patch 8", 96, 32, SMALL),
+    Size("ViT-S, 96³, patch 16", 96, 128, replace(SMALL, patch_size=16)),
+    Size("ViT-B, 144³, patch 8", 144, 8, BASE, (384, 8, 6)),
+]
+
+# --- ours -------------------------------------------------------------------------------------------------------------
+
+
+def our_step(
+    arm: str, size: Size, device: torch.device, precision: str, *, budget: float = 1.0, fast: bool = False
+) -> Callable[[Tensor], None]:
+    """One step of an arm as the trainer takes it, but for reading volumes and augmentation; input in [0, 1]."""
+    dim, depth, heads = size.decoder
+    config = objective_config(
+        arm,
+        encoder=size.encoder,
+        mae=MaeConfig(dim, depth, heads),
+        jepa=JepaConfig(dim, depth, heads),
+        spectral=SpectralConfig(ramp_start=0.0, ramp_end=0.0),
+        vcr=VcrConfig(),
+    )
+    torch.manual_seed(0)
+    model = build_model(config).to(device)
+    if fast:
+        from brainfm_lib.models.vit import compile_blocks
+
+        compile_blocks(model)
+    optimiser, masks = make_optimiser(model, OptimiserConfig()), MaskConfig(size.ratio, budget=budget)
+    generator = torch.Generator(device=device).manual_seed(0)
+    weight = config.spectral.weight if config.spectral else 0.0
+
+    def run(volumes: Tensor) -> None:
+        kept = masks.kept(volumes, size.encoder.patch_size)
+        grid = patch_grid(volumes.shape, size.encoder.patch_size)
+        mask = masks.draw(len(volumes), grid, generator, device, kept=kept)
+        scored = zscore(volumes)
+        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+            loss, _ = compute_loss(model, config, scored, mask, spectral_weight=weight)
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimiser.step()
+        optimiser.zero_grad(set_to_none=True)
+        if isinstance(model, Jepa):
+            model.update_target(0.998)
+
+    run.model, run.optimiser = model, optimiser  # type: ignore[attr-defined]
+    return run
+
+
+# --- MONAI ------------------------------------------------------------------------------------------------------------
+
+
+def monai_step(size: Size, device: torch.device, precision: str, *, fused_attention: bool) -> Callable[[Tensor], None]:
+    """One step of MONAI's masked autoencoder on the same input; bf16 by casting the model's mask tokens for it."""
+    from monai.networks.blocks import SABlock
+    from monai.networks.nets import MaskedAutoEncoderViT
+
+    dim, depth, heads = size.decoder
+    torch.manual_seed(0)
+    model = MaskedAutoEncoderViT(
+        in_channels=1,
+        img_size=(size.edge,) * 3,
+        patch_size=(size.encoder.patch_size,) * 3,
+        hidden_size=size.encoder.embed_dim,
+        mlp_dim=round(size.encoder.embed_dim * size.encoder.mlp_ratio),
+        num_layers=size.encoder.depth,
+        num_heads=size.encoder.heads,
+        masking_ratio=size.ratio,
+        decoder_hidden_size=dim,
+        decoder_mlp_dim=4 * dim,
+        decoder_num_layers=depth,
+        decoder_num_heads=heads,
+    ).to(device)
+    if fused_attention:
+        for module in model.modules():
+            if isinstance(module, SABlock):
+                module.use_flash_attention = True
+    if precision == "bf16":  # under autocast its mask tokens stay float32 and cannot be written into
+        model = model.to(torch.bfloat16)
+    optimiser = torch.optim.AdamW(model.parameters(), lr=1e-4)
+
+    def run(volumes: Tensor) -> None:
+        scored = zscore(volumes)
+        predicted, mask = model(scored.to(next(model.parameters()).dtype))
+        error = (predicted.float() - patchify(scored, size.encoder.patch_size)).square().mean(-1)
+        loss = (error * mask).sum() / mask.sum()
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimiser.step()
+        optimiser.zero_grad(set_to_none=True)
+
+    run.model, run.optimiser = model, optimiser  # type: ignore[attr-defined]
+    return run
+
+
+# --- measuring --------------------------------------------------------------------------------------------------------
+
+
+def wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def take_turns(
+    steps: dict[str, Callable[[Tensor], None]], volumes: Tensor, rounds: int, warm: int = 2
+) -> dict[str, list[float]]:
+    """Seconds of every step in every round; all take turns, the order turning round by round."""
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    names = list(steps)
+    for i in range(rounds + warm):
+        for name in names[i % len(names) :] + names[: i % len(names)]:
+            wait(volumes.device)
+            start = time.perf_counter()
+            steps[name](volumes)
+            wait(volumes.device)
+            if i >= warm:
+                times[name].append(time.perf_counter() - start)
+    return times
+
+
+def peak_memory(step: Callable[[Tensor], None], volumes: Tensor) -> int:
+    """Most bytes that tensors occupy during a step, those that live before it included."""
+    gc.collect()
+    return state_bytes(step) + allocated_bytes(lambda: step(volumes), volumes.device)
+
+
+def allocated_bytes(run: Callable[[], None], device: torch.device) -> int:
+    """Most bytes that tensors allocated during `run` occupy together."""
+    if device.type == "cuda":
+        run()
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        run()
+        return torch.cuda.max_memory_allocated() - before
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        run()
+    level = peak = 0
+    for event in profile.profiler.kineto_results.events():
+        if event.name() == "[memory]":
+            level += event.nbytes()
+            peak = max(peak, level)
+    return peak
+
+
+def state_bytes(step: Callable[[Tensor], None]) -> int:
+    """Bytes of parameters and optimiser state, which live between steps."""
+    tensors = [*step.model.parameters()]  # type: ignore[attr-defined]
+    for entries in step.optimiser.state.values():  # type: ignore[attr-defined]
+        tensors += [value for value in entries.values() if isinstance(value, Tensor)]
+    return sum(t.nbytes for t in tensors)
+
+
+def block_flops(tokens: int, width: int, mlp: float = 4.0) -> float:
+    return 2 * tokens * (4 + 2 * mlp) * width**2 + 4 * tokens**2 * width
+
+
+def step_flops(arm: str, size: Size) -> float:
+    """Matrix products and attention of a step on one volume, forward and backward; the formula stands at the top."""
+    encoder, (dim, depth, _) = size.encoder, size.decoder
+    n = (size.edge // encoder.patch_size) ** 3
+    seen, patch = round((1 - size.ratio) * n), encoder.patch_size**3
+    student = encoder.depth * block_flops(seen, encoder.embed_dim) + 2 * seen * patch * encoder.embed_dim
+    filler = depth * block_flops(n, dim) + 2 * seen * encoder.embed_dim * dim
+    if arm in ("mae", "sl-mae"):
+        return 3 * (student + filler + 2 * (n - seen) * dim * patch)
+    target = encoder.depth * block_flops(n, encoder.embed_dim) + 2 * n * patch * encoder.embed_dim
+    return 3 * (student + filler + 2 * (n - seen) * dim * encoder.embed_dim) + target
+
+
+def large_product(device: torch.device, precision: str) -> tuple[Callable[[Tensor], None], float]:
+    """A large square matrix product, to take turns with the steps, and its FLOPs."""
+    edge = 8192 if device.type == "cuda" else 2048
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    a, b = (torch.randn(edge, edge, device=device, dtype=dtype) for _ in range(2))
+
+    def run(_: Tensor) -> None:
+        a @ b
+
+    return run, 2.0 * edge**3
+
+
+# --- tables -----------------------------------------------------------------------------------------------------------
+
+
+def heads(size: Size, device: torch.device) -> Tensor:
+    """Skull-stripped brains as far as a step sees them: an ellipsoid of texture of usual size in a field of 182 mm."""
+    axis = torch.linspace(-91, 91, size.edge)
+    d, h, w = torch.meshgrid(axis, axis, axis, indexing="ij")
+    inside = (d / 70) ** 2 + (h / 86) ** 2 + (w / 65) ** 2 < 1
+    texture = torch.rand(size.batch, 1, *(size.edge,) * 3, generator=torch.Generator().manual_seed(0)).clamp_min(0.01)
+    return (texture * inside).to(device)
+
+
+def ratio_text(slow: list[float], fast: list[float]) -> str:
+    each = sorted(a / b for a, b in zip(slow, fast))
+    return f"{statistics.median(each):.2f} ({each[len(each) // 4]:.2f} to {each[-1 - len(each) // 4]:.2f})"
+
+
+def against_monai(size: Size, device: torch.device, precision: str, rounds: int, best: bool) -> None:
+    volumes = heads(size, device)
+    steps = {
+        "ours, MAE": our_step("mae", size, device, precision),
+        "MONAI as shipped": monai_step(size, device, precision, fused_attention=False),
+        "MONAI, fused attention": monai_step(size, device, precision, fused_attention=True),
+    }
+    if best:
+        steps["ours, MAE, compiled"] = our_step("mae", size, device, precision, fast=True)
+    times = take_turns(steps, volumes, rounds)
+    print(f"\n## {size.name}, batch {size.batch}, {precision}, {device.type}\n")
+    print("| step | median, ms | time ÷ ours | peak tensor memory, MB | memory ÷ ours |\n|---|---:|---:|---:|---:|")
+    memory = {name: peak_memory(step, volumes) for name, step in steps.items()}
+    ours = "ours, MAE"
+    for name in steps:
+        print(
+            f"| {name} | {1e3 * statistics.median(times[name]):,.0f} | {ratio_text(times[name], times[ours])} "
+            f"| {memory[name] / 1e6:,.0f} | {memory[name] / memory[ours]:.2f} |",
+            flush=True,
+        )
+
+
+def extras(size: Size, device: torch.device, precision: str, rounds: int) -> None:
+    """What the auxiliary objectives cost, what dropping air saves, and how much of the machine is used."""
+    volumes = heads(size, device)
+    steps = {arm: our_step(arm, size, device, precision) for arm in ("mae", "sl-mae", "jepa", "vcr-jepa")}
+    for arm in ("mae", "jepa"):
+        steps[f"{arm}, air dropped"] = our_step(arm, size, device, precision, budget=0.5)
+    product, flops = large_product(device, precision)
+    times = take_turns({**steps, "product": product}, volumes, rounds)
+    ceiling = flops / statistics.median(times["product"])
+    print(f"\n## Extras: {size.name}, batch {size.batch}, {precision}, {device.type}\n")
+    print(f"A large matrix product between the steps: {ceiling / 1e12:.3g} TFLOP/s. Half of the tokens are dropped.\n")
+    print("| arm | median, ms | against | time ÷ that | share of the matrix rate |\n|---|---:|---|---:|---:|")
+    for name in steps:
+        base = {"sl-mae": "mae", "vcr-jepa": "jepa"}.get(name, name.partition(",")[0])
+        share = (
+            ""
+            if "," in name
+            else f"{step_flops(name, size) * size.batch / statistics.median(times[name]) / ceiling:.0%}"
+        )
+        relative = "" if base == name else ratio_text(times[name], times[base])
+        print(f"| {name} | {1e3 * statistics.median(times[name]):,.0f} | {base} | {relative} | {share} |", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=10, help="timed rounds; at least 10 for a figure to keep")
+    parser.add_argument("--only", default="", help="sizes whose name contains this")
+    parser.add_argument("--cpu", action="store_true")
+    parser.add_argument("--skip", choices=["monai", "extras"], default="", help="leave one part out")
+    arguments = parser.parse_args()
+    device = best_device(cpu=arguments.cpu)
+    best = faster_precision(device)
+    name = (
+        torch.cuda.get_device_name()
+        if device.type == "cuda"
+        else f"{platform.machine()}, {torch.get_num_threads()} threads"
+    )
+    print("# A training step, side by side\n")
+    print(
+        f"Made by `benchmarks/step.py`, which says how; {name}, torch {torch.__version__}, {arguments.rounds} rounds."
+    )
+    sizes = [s for s in (GPU_SIZES if device.type == "cuda" else CPU_SIZES) if arguments.only in s.name]
+    for size in sizes:
+        if arguments.skip != "monai":
+            for precision in dict.fromkeys(["fp32", best]):
+                against_monai(size, device, precision, arguments.rounds, best=precision == "bf16")
+                gc.collect()
+    for size in sizes:
+        if arguments.skip != "extras" and size.encoder.patch_size == 8:
+            extras(size, device, best, arguments.rounds)
+
+
+if __name__ == "__main__":
+    main()
