@@ -15,6 +15,11 @@ def best_device(*, cpu: bool = False) -> torch.device:
     return torch.device("cpu")
 
 
+def send(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Copy a host tensor to `device`; the host waits unless that is safe for memory that is soon freed (CUDA)."""
+    return tensor.to(device, non_blocking=device.type == "cuda")
+
+
 def faster_precision(device: torch.device) -> str:
     """``bf16`` where the device has matrix units for it, else ``fp32``."""
     if device.type == "cuda":

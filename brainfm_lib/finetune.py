@@ -240,8 +240,9 @@ def _parameter_groups(model: Classifier, config: FinetuneConfig) -> list[dict[st
     groups: dict[tuple[int, bool], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
         block = re.match(r"encoder\.blocks\.(\d+)\.", name)
-        level = int(block[1]) + 1 if block else 0 if name.startswith("encoder.embed") else depth + 1
-        decays = parameter.ndim > 1
+        first = name.startswith(("encoder.embed", "encoder.positions"))
+        level = int(block[1]) + 1 if block else 0 if first else depth + 1
+        decays = parameter.ndim > 1 and name != "encoder.positions"
         rate = {
             "params": [],
             "lr": config.lr * config.layer_decay ** (depth + 1 - level),

@@ -60,8 +60,6 @@ def _follow(study: Study, arm: str) -> None:
     distributed.broadcast_object_list(message, src=0)
     if message[0] is not None:
         volumes = (study.pretraining_volumes(0)[0], study.pretraining_volumes(1)[0])
-        config, how = (
-            study.profile.pretraining(arm, study.seed),
-            {"compile": study.compile, "recompute": study.recompute},
-        )
-        Trainer(config, *volumes, Path(message[0]), cpu=study.cpu, **how).run()
+        config = study.profile.pretraining(arm, study.seed)
+        folder = Path(message[0])
+        Trainer(config, *volumes, folder, cpu=study.cpu, compile=study.compile, recompute=study.recompute).run()

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from brainfm_lib.device import send
 from brainfm_lib.losses.ranks import sum_over_ranks
 
 
@@ -252,7 +253,7 @@ class MaskConfig:
         count = 1 if self.shared else batch
         if self.kind == "replica":
             mask = replica_mask(1, n_tokens, self.ratio, generator=generator, device=generator.device)
-            mask = Mask(*(index.to(device, non_blocking=True) for index in mask))
+            mask = Mask(*(send(index, device) for index in mask))
         elif self.kind == "block":
             mask = block_mask(
                 count,

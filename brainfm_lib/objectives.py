@@ -117,9 +117,9 @@ def regularise_ahead(
         contexts = [model.encoder(volumes, mask.visible).float() for volumes, mask in parts]
         targets = [model.targets(volumes, mask) for volumes, mask in parts]
     context = torch.cat(contexts).requires_grad_()
-    with torch.enable_grad():
+    with torch.enable_grad(), torch.autocast(context.device.type, enabled=False):  # its backward pass in float32 too
         value, terms = _regularisation(context, torch.cat(targets), config.vcr)
-    gradient = torch.autograd.grad(value, context)[0] * len(parts)
+        gradient = torch.autograd.grad(value, context)[0] * len(parts)
     pieces = gradient.split([len(piece) for piece in contexts])
     return [VcrAhead(value.detach(), terms, *pair) for pair in zip(pieces, targets, strict=True)]
 

@@ -196,8 +196,7 @@ class Trainer:
             ahead = regularise_ahead(self.raw, config.objective, parts) if isinstance(self.raw, Jepa) else None
         total: dict[str, Tensor] = {}
         for i, (piece, piece_mask) in enumerate(parts):
-            last = i + 1 == len(parts)
-            with nullcontext() if last else accelerator.no_sync(self.model):
+            with nullcontext() if i + 1 == len(parts) else accelerator.no_sync(self.model):
                 with accelerator.autocast():
                     loss, terms = compute_loss(
                         self.model,
@@ -234,24 +233,37 @@ class Trainer:
     def resume(self) -> None:
         """Take up the newest checkpoint in the run's folder, if there is one.
 
-        On as many processes and parts as before, what follows is bit for bit what would have been. On others the
-        volumes, masks and augmentation are still the same and the losses equal up to rounding (unless VCR is taken per
+        On a CPU in one process, what follows is bit for bit what would have been. Else, and on another number of
+        processes or parts, volumes and masks are the same and losses equal up to rounding (unless VCR is taken per
         process: then its statistics are over other parts, and the run equal in distribution only).
+
+        Raises:
+            InputError: The processes do not see the same checkpoint and data.
         """
         found = load_checkpoint(self.folder, self.raw, self.optimiser)
+        self._agree(found[1]["step"] if found else 0)
         if found is None:
             return
         self.history, state = found
         self.step, self.seconds = state["step"], state["seconds"]
         self.pending = [{n: torch.tensor(v, device=self.device) for n, v in row.items()} for row in state["pending"]]
-        before, now = state["splits"], self.splits[-1]
+        before, now, vcr = state["splits"], self.splits[-1], self.config.objective.vcr
         self.splits = before if before[-1] == now else [*before, now]
         if before[-1] != now and self.accelerator.is_main_process:
-            vcr = self.config.objective.vcr
             equal = "in distribution only" if vcr is not None and not vcr.gathered else "up to rounding"
             print(
                 f"{self.config.objective.arm}: goes on at step {self.step} on {now} processes × parts, "
                 f"{before[-1]} before: equal {equal} from here."
+            )
+
+    def _agree(self, step: int) -> None:
+        """Refuse to train where processes are not at the same step of the same data."""
+        facts = torch.tensor([step, len(self.batches), len(self.heldout)], dtype=torch.float64, device=self.device)
+        total, squares = sum_over_ranks(facts), sum_over_ranks(facts.square())
+        if bool((squares * self.world - total.square()).abs().gt(0.5).any()):
+            raise InputError(
+                f"The processes do not see the same run: this one is at step {step} with {len(self.batches)} volumes. "
+                "Run store and prepared volumes must lie in a folder that all of them share."
             )
 
     def save(self) -> None:
@@ -369,10 +381,10 @@ def make_pretrain(
     """What `runs.ensure` calls: train into a folder.
 
     Args:
-        config: What to train.
+        config: The run.
         volumes: Gives training and held-out volumes when they are needed.
         progress: Whether to show a bar.
-        started: Called with the folder once the volumes are there, before training.
+        started: Called with the folder before training.
         trainer: Further arguments of `Trainer`.
     """
 

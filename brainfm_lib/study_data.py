@@ -123,7 +123,7 @@ class StudyData:
                 "No scan is left to pretrain on: every subject is a validation or test subject of a task; add a cohort "
                 "to `pretraining`, or set `transductive: true` in the manifest and say so in your report."
             )
-        return np.concatenate(arrays), pd.concat(tables, ignore_index=True)
+        return arrays[0] if len(arrays) == 1 else np.concatenate(arrays), pd.concat(tables, ignore_index=True)
 
     def _cohort_id(self, name: str) -> str:
         """What a page that shows a cohort depends on: its scans, and the grid they are brought to."""

@@ -72,8 +72,8 @@ def interpolate_residual(
     return np.where(np.isnan(linear), nearest, linear).astype(np.float32)
 
 
-def fit_readout(model: Jepa, volumes: Tensor, batch_size: int) -> tuple[Tensor, Tensor]:
-    """Ridge regression from target latents (E) to the voxels of their patch (P³), over all tokens of `volumes`.
+def fit_readout(model: Jepa, volumes: Tensor, kept: Tensor, batch_size: int) -> tuple[Tensor, Tensor]:
+    """Ridge regression from target latents (E) to the voxels of their patch (P³), over the `kept` tokens of `volumes`.
 
     JEPA has no decoder; this linear one shows what its latents say about voxels. Returns weights (E, P³) and bias (P³).
     """
@@ -82,14 +82,38 @@ def fit_readout(model: Jepa, volumes: Tensor, batch_size: int) -> tuple[Tensor, 
     gram = torch.zeros(n, n, dtype=torch.float64)
     moment = torch.zeros(n, size.patch_size**3, dtype=torch.float64)
     for batch in volumes.split(batch_size):
-        latents = model.targets(batch).flatten(0, 1)
+        latents = model.targets(batch, _all_hidden(kept, len(batch))).flatten(0, 1)
         rows = torch.cat([latents, torch.ones_like(latents[:, :1])], dim=1).cpu().double()
         gram += rows.T @ rows
-        moment += rows.T @ patchify(batch, size.patch_size).flatten(0, 1).cpu().double()
+        voxels = gather(patchify(batch, size.patch_size), kept.expand(len(batch), -1))
+        moment += rows.T @ voxels.flatten(0, 1).cpu().double()
     penalty = READOUT_PENALTY * gram.diagonal().mean() * torch.eye(n, dtype=torch.float64)
     penalty[-1, -1] = 0.0
     solution = torch.linalg.solve(gram + penalty, moment).float().to(volumes.device)
     return solution[:-1], solution[-1]
+
+
+def _all_hidden(kept: Tensor, batch: int) -> Mask:
+    """The mask under which a target encoder gives the latents of all kept tokens (1, K)."""
+    return Mask(kept[:, :0], kept).expand(batch)
+
+
+def _latent_mean(model: Jepa, volumes: Tensor, kept: Tensor, n_tokens: int, batch_size: int) -> Tensor:
+    """Mean target latents by position, (N, E); zero where a token is dropped."""
+    total = sum(model.targets(part, _all_hidden(kept, len(part))).sum(0) for part in volumes.split(batch_size))
+    table = torch.zeros(n_tokens, model.encoder.config.embed_dim, device=volumes.device)
+    table[kept[0]] = total / len(volumes)
+    return table
+
+
+def _inside(volumes: Tensor, kept: Tensor, patch: int) -> Tensor:
+    """Volumes with 0, their mean, in the dropped tokens, which nobody predicts: spectra are of what is left."""
+    tokens = patchify(volumes, patch)
+    if kept.shape[1] == tokens.shape[1]:
+        return volumes
+    index = kept.expand(len(tokens), -1)
+    blank = torch.zeros_like(tokens)
+    return unpatchify(scatter(blank, index, gather(tokens, index)), patch_grid(volumes.shape, patch), patch)
 
 
 @torch.inference_mode()
@@ -118,20 +142,16 @@ def evaluate_reconstruction(
     brain = torch.from_numpy(data.heldout > 0).unsqueeze(1).to(device)
     grid = patch_grid(heldout.shape, patch)
     n_tokens = grid[0] * grid[1] * grid[2]
-    kept = torch.arange(n_tokens).unsqueeze(0)
+    kept = torch.arange(n_tokens, device=device).unsqueeze(0)
     if config.mask.budget < 1:  # air dropped in training is dropped here
-        kept = foreground_tokens(brain.float(), patch, config.mask.budget, shared=True).cpu()
+        kept = foreground_tokens(brain.float(), patch, config.mask.budget, shared=True)
     masks = partition_masks(kept.shape[1], config.mask.ratio, generator=stream("cpu", config.seed, "partition"))
-    masks = [Mask(*(index.to(device) for index in mask.among(kept))) for mask in masks]
+    masks = [Mask(*(index.to(device) for index in mask.among(kept.cpu()))) for mask in masks]
     position_mean = train.mean(0, keepdim=True)
 
     with autocast(device):
-        readout = fit_readout(model, train, batch_size) if isinstance(model, Jepa) else None
-        latent_mean = (
-            torch.stack([model.targets(b).sum(0) for b in train.split(batch_size)]).sum(0) / len(train)
-            if isinstance(model, Jepa)
-            else None
-        )
+        readout = fit_readout(model, train, kept, batch_size) if isinstance(model, Jepa) else None
+        latent_mean = _latent_mean(model, train, kept, n_tokens, batch_size) if isinstance(model, Jepa) else None
 
     squared = torch.zeros(3, len(heldout), device=device)  # model, position mean, mean + interpolated residual
     weight = torch.zeros(len(heldout), device=device)
@@ -181,9 +201,6 @@ def evaluate_reconstruction(
             first = mosaic(heldout, predicted, shared, patch)
     assert first is not None
     pure /= len(masks) - 1
-    if kept.shape[1] < n_tokens:  # what is dropped is predicted by nobody: leave it as it is
-        inside = kept.to(device).expand(len(heldout), -1)
-        pure = unpatchify(scatter(target_tokens, inside, gather(patchify(pure, patch), inside)), grid, patch)
     squared /= weight.clamp_min(1)
     errors = (
         data.scans[["scan_uid", "subject_id", "contrast"]]
@@ -199,6 +216,7 @@ def evaluate_reconstruction(
         errors = errors.assign(
             latent=(latent[0] / passes).cpu().numpy(), latent_position_mean=(latent[1] / passes).cpu().numpy()
         )
+    target, prediction, filled = (_inside(v, kept, patch).cpu() for v in (heldout, pure, first))
     shown = slice(0, examples)
     unseen = masks[0].hidden.expand(len(target_tokens[shown]), -1)
     blank = torch.full_like(gather(target_tokens[shown], unseen), float("nan"))
@@ -206,7 +224,7 @@ def evaluate_reconstruction(
     pictures = torch.cat([heldout[shown], visible, first[shown], first[shown] - heldout[shown]], dim=1)
     return {
         "errors": errors,
-        "spectra": spectra_table(heldout.cpu(), pure.cpu(), first.cpu(), config.geometry.spacing),
+        "spectra": spectra_table(target, prediction, filled, config.geometry.spacing),
         "examples": pictures.cpu().numpy().astype(np.float16),
     }
 

@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from brainfm_lib.device import send
+
 FLOOR = 1e-3  # smallest stored foreground value: foreground is `volume > 0` before and after
 
 
@@ -110,8 +112,8 @@ def _where(chosen: Tensor, change: Callable[..., Tensor], volumes: Tensor, *argu
     rows = chosen.nonzero()[:, 0]
     if len(rows) == 0:
         return volumes
-    here = [argument[rows].to(volumes.device, non_blocking=True) for argument in arguments]
-    there = rows.to(volumes.device, non_blocking=True)
+    here = [send(argument[rows], volumes.device) for argument in arguments]
+    there = send(rows, volumes.device)
     return volumes.index_copy(0, there, change(volumes.index_select(0, there), *here))
 
 

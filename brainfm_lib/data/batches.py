@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from brainfm_lib.device import send
 from brainfm_lib.streams import stream
 
 
@@ -41,9 +42,9 @@ class Batches:
         return len(self.volumes)
 
     def __call__(self, rows: np.ndarray) -> Tensor:
-        """Rows (B,) -> (B, 1, D, H, W) float32 on the device; the host does not wait for it."""
+        """Rows (B,) -> (B, 1, D, H, W) float32 on the device; the host waits for volumes that are not resident."""
         if self.resident is not None:
-            chosen = self.resident[torch.from_numpy(rows).to(self.device, non_blocking=True)]
+            chosen = self.resident[send(torch.from_numpy(rows), self.device)]
         else:
-            chosen = torch.from_numpy(np.ascontiguousarray(self.volumes[rows])).to(self.device, non_blocking=True)
+            chosen = send(torch.from_numpy(np.ascontiguousarray(self.volumes[rows])), self.device)
         return chosen.unsqueeze(1).float()

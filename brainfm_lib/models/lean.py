@@ -3,7 +3,7 @@
 A transformer block keeps about seventeen activations of the width of its tokens for the backward pass. Six of them, the
 outputs of both norms and of GELU, follow elementwise from others that are kept anyway: these two functions compute them
 again, which costs one or two hundredths of a step. Gradients are those of the plain composition; under autocast the
-products are taken in its type and norms in that of their input, as autocast does.
+products are taken in its type, norms in float32.
 """
 
 from typing import Any
@@ -52,6 +52,7 @@ class _NormLinear(torch.autograd.Function):
         dtype: torch.dtype,
     ) -> Tensor:
         with torch.autocast(x.device.type, enabled=False):
+            x = x.to(scale.dtype)
             normed, mean, rstd = torch.native_layer_norm(x, x.shape[-1:], scale, shift, eps)
             context.save_for_backward(x, mean, rstd, scale, shift, weight)
             context.eps, context.dtype = eps, dtype
