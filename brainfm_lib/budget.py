@@ -5,12 +5,18 @@ import platform
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from brainfm_lib.data.batches import batch_rows
 from brainfm_lib.errors import InputError
 from brainfm_lib.identity import stable_hash, write_atomic
 from brainfm_lib.paths import runs_dir
 from brainfm_lib.study import Study
+
+if TYPE_CHECKING:
+    from brainfm_lib.pretrain import PretrainConfig
 
 RESERVE = 0.1  # of the budget, for checkpoints, validation and a machine that slows down
 DATA_SHARE = 0.3  # of the budget, at most, for preparing volumes
@@ -140,13 +146,38 @@ def _like(base: Study, overrides: dict[str, Any]) -> Study:
 
 def _time_steps(study: Study, volumes: Any) -> dict[str, float]:
     """Seconds of an optimiser step of each arm."""
-    from brainfm_lib.pretrain import seconds_per_step
-
     with tempfile.TemporaryDirectory() as folder:
         return {
             arm: seconds_per_step(study.profile.pretraining(arm, study.seed), volumes, Path(folder), cpu=study.cpu)
             for arm in study.arms
         }
+
+
+def seconds_per_step(
+    config: "PretrainConfig",
+    volumes: np.ndarray,
+    folder: Path,
+    *,
+    steps: int = 6,
+    enough: float = 15.0,
+    cpu: bool = False,
+) -> float:
+    """Measure one optimiser step on this machine: the median of `steps` after two that do not count.
+
+    Where steps are slow, it is the last one once `enough` seconds have gone by.
+    """
+    from brainfm_lib.pretrain import Trainer
+
+    trainer = Trainer(config, volumes, volumes[:0], folder, cpu=cpu)
+    rows = batch_rows(len(volumes), config.optimiser.batch_size, config.seed)
+    times = []
+    for _ in range(steps + 2):
+        start = time.perf_counter()
+        float(trainer.train_step(next(rows))["loss"])  # reading the loss waits for the device
+        times.append(time.perf_counter() - start)
+        if sum(times) > enough and len(times) > 1:
+            return float(np.median(times[2:] or times[-1:]))
+    return float(np.median(times[2:]))
 
 
 def _said(plan: dict[str, Any], base: Study) -> str:

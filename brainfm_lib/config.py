@@ -98,7 +98,7 @@ class Profile:
 
 
 def load_profile(name: str, overrides: Mapping[str, Any] | None = None) -> Profile:
-    """Read a profile of the library (``tiny``, ``quick``, ``reference``, ``paper``) or a YAML file of your own.
+    """Read a profile of the library by name (``tiny``, ``quick``, ``reference`` …) or a YAML file of your own.
 
     Args:
         name: Name of a profile, or path of a YAML file.

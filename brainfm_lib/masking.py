@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from brainfm_lib.device import send
-from brainfm_lib.losses.ranks import sum_over_ranks
+from brainfm_lib.ranks import sum_over_ranks
 
 
 class Mask(NamedTuple):

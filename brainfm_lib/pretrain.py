@@ -27,12 +27,12 @@ from brainfm_lib.data.geometry import Geometry
 from brainfm_lib.device import faster_precision
 from brainfm_lib.errors import InputError
 from brainfm_lib.identity import stable_hash
-from brainfm_lib.losses.ranks import sum_over_ranks
 from brainfm_lib.masking import Mask, MaskConfig, dropped_foreground
 from brainfm_lib.models import Jepa, MaskedAutoencoder
 from brainfm_lib.models.vit import compile_blocks, recompute_activations
 from brainfm_lib.objectives import ObjectiveConfig, build_model, compute_loss, regularise_ahead
 from brainfm_lib.optimiser import OptimiserConfig, make_optimiser
+from brainfm_lib.ranks import sum_over_ranks
 from brainfm_lib.streams import stream
 from brainfm_lib.tokens import patch_grid
 
@@ -258,9 +258,8 @@ class Trainer:
 
     def _agree(self, step: int) -> None:
         """Refuse to train where processes are not at the same step of the same data."""
-        facts = torch.tensor([step, len(self.batches), len(self.heldout)], dtype=torch.float64, device=self.device)
-        total, squares = sum_over_ranks(facts), sum_over_ranks(facts.square())
-        if bool((squares * self.world - total.square()).abs().gt(0.5).any()):
+        facts = torch.tensor([step, len(self.batches), len(self.heldout)], device=self.device)
+        if self.world > 1 and bool((sum_over_ranks(facts**2) * self.world != sum_over_ranks(facts) ** 2).any()):
             raise InputError(
                 f"The processes do not see the same run: this one is at step {step} with {len(self.batches)} volumes. "
                 "Run store and prepared volumes must lie in a folder that all of them share."
@@ -343,31 +342,6 @@ class Trainer:
             "Optimiser": f"AdamW, learning rate {optimiser.lr:g}, precision {self.precision}, {self.device.type}",
             "Last held-out loss": next((f"{r['heldout']:.4g}" for r in self.history[::-1] if "heldout" in r), "none"),
         }
-
-
-def seconds_per_step(
-    config: PretrainConfig,
-    volumes: np.ndarray,
-    folder: Path,
-    *,
-    steps: int = 6,
-    enough: float = 15.0,
-    cpu: bool = False,
-) -> float:
-    """Measure one optimiser step on this machine: the median of `steps` after two that do not count.
-
-    Where steps are slow, it is the last one once `enough` seconds have gone by.
-    """
-    trainer = Trainer(config, volumes, volumes[:0], folder, cpu=cpu)
-    rows = batch_rows(len(volumes), config.optimiser.batch_size, config.seed)
-    times = []
-    for _ in range(steps + 2):
-        start = time.perf_counter()
-        float(trainer.train_step(next(rows))["loss"])  # reading the loss waits for the device
-        times.append(time.perf_counter() - start)
-        if sum(times) > enough and len(times) > 1:
-            return float(np.median(times[2:] or times[-1:]))
-    return float(np.median(times[2:]))
 
 
 def make_pretrain(

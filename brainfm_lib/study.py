@@ -37,7 +37,7 @@ class Study(StudyData):
     """What is compared, and on what.
 
     Args:
-        profile: ``tiny``, ``quick``, ``reference``, ``paper``, or the path of a YAML file.
+        profile: ``tiny``, ``quick``, ``reference``, ``paper``, ``replica``, or the path of a YAML file.
         manifest: Path of a data manifest; default the project's own.
         seed: Of pretraining and of the probes.
         objective: One arm, or ``all``.
@@ -147,9 +147,12 @@ class Study(StudyData):
 
     def _pretrain_config(self, arm: str) -> RunConfig:
         if arm == CONTROL:
-            settings = {"encoder": dataclasses.asdict(self.profile.encoder), "seed": self.seed}
+            settings: dict[str, Any] = {"encoder": dataclasses.asdict(self.profile.encoder), "seed": self.seed}
             return RunConfig("init", settings, code=("brainfm_lib.pretrain",))
-        settings = dataclasses.asdict(self.profile.pretraining(arm, self.seed))
+        config = self.profile.pretraining(arm, self.seed)
+        settings = dataclasses.asdict(config)
+        if config.objective.vcr is None or config.objective.vcr.gathered:
+            del settings["optimiser"]["accumulate"]  # a batch's parts, like processes, then decide memory alone
         code = ("brainfm_lib.pretrain", *self._pretraining_code())
         return RunConfig("pretrain", settings, self._pretraining_data(), code=code)
 

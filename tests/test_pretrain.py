@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from brainfm_lib import pretrain
+from brainfm_lib.budget import seconds_per_step
 from brainfm_lib.data.batches import batch_rows
 from brainfm_lib.data.geometry import Geometry
 from brainfm_lib.errors import InputError
@@ -24,7 +25,7 @@ from brainfm_lib.masking import MaskConfig
 from brainfm_lib.models import JepaConfig, MaeConfig, VisionTransformer3d, VisionTransformerConfig
 from brainfm_lib.objectives import ARMS, objective_config
 from brainfm_lib.optimiser import OptimiserConfig
-from brainfm_lib.pretrain import PretrainConfig, Trainer, seconds_per_step
+from brainfm_lib.pretrain import PretrainConfig, Trainer
 
 GRID = (16, 24, 32)
 

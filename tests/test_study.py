@@ -67,3 +67,14 @@ def test_subjects_of_different_cohorts_stay_different_people(open_study):
 def test_a_study_without_tasks_has_an_empty_table(open_study):
     study = open_study(tasks={})
     assert study.results().drop(columns="cohort").empty and "study-" in study.identify("study")
+
+
+def test_a_run_does_not_depend_on_how_its_batches_are_split_unless_its_loss_does():
+    def identity(arm, **overrides):
+        return Study("tiny", objective=arm, overrides=overrides, progress=False).identify(f"pretrain:{arm}")
+
+    split = {"optimiser.accumulate": 2}
+    for arm in ("sl-mae", "jepa", "vcr-jepa"):
+        assert identity(arm) == identity(arm, **split)
+    alone = {"vcr.gathered": False}
+    assert identity("vcr-jepa") != identity("vcr-jepa", **alone) != identity("vcr-jepa", **alone, **split)

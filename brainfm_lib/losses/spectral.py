@@ -45,7 +45,7 @@ class SpectralConfig:
 
     def weight_at(self, step: int, steps: int) -> float:
         """Weight at `step` of `steps`: λ on its ramp over n, zero at steps where the loss is not evaluated."""
-        if step % self.every:
+        if (step + 1) % self.every:  # the last of n steps, so that log points meet it
             return 0.0
         start, end = self.ramp_start * steps, self.ramp_end * steps
         ramp = 1.0 if step >= end else max(step - start, 0.0) / max(end - start, 1e-12)
@@ -103,7 +103,7 @@ def half_spectrum_weights(
     if w % 2 == 0:
         hermitian[-1] = 1.0
     counts = kept * hermitian
-    return (counts / (counts.sum() if kept_only else d * h * w)).to(device, dtype)
+    return (counts / (counts.sum() if kept_only else d * h * w)).to(dtype).to(device)
 
 
 def spectral_loss(

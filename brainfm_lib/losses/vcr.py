@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from brainfm_lib.losses.precision import widen
-from brainfm_lib.losses.ranks import n_ranks, sum_over_ranks
+from brainfm_lib.ranks import n_ranks, sum_over_ranks
 
 
 @dataclass(frozen=True)

@@ -122,10 +122,10 @@ def test_spectral_loss_does_not_see_phase_in_logmag_but_does_in_complex():
 
 def test_ramp_and_schedule():
     config = SpectralConfig(weight=0.5, ramp_start=0.1, ramp_end=0.2, every=5)
-    assert config.weight_at(50, 1000) == 0.0
-    assert config.weight_at(150, 1000) == pytest.approx(0.25 / 5)
-    assert config.weight_at(151, 1000) == 0.0
-    assert config.weight_at(900, 1000) == pytest.approx(0.5 / 5)
+    assert config.weight_at(49, 1000) == config.weight_at(99, 1000) == 0.0
+    assert config.weight_at(149, 1000) == pytest.approx(0.245 / 5)
+    assert config.weight_at(150, 1000) == 0.0
+    assert config.weight_at(899, 1000) == pytest.approx(0.5 / 5)
     authors = SpectralConfig(weight=1.0, ramp_start=0.0, ramp_end=0.0, every=10)
     assert sum(authors.weight_at(step, 1000) for step in range(1000)) / 1000 == pytest.approx(0.01)
 

@@ -210,7 +210,7 @@ def test_save_and_load_give_the_same_encoder(encoder, tmp_path):
         VisionTransformer3d.from_pretrained(tmp_path / "encoder")
 
 
-def test_models_need_torch_numpy_and_safetensors_only():
+def test_models_need_torch_numpy_and_safetensors_only(tmp_path):
     """In a process where nothing else of site-packages can be imported; torch's own needs are allowed to it."""
     script = """
 import sys
@@ -234,10 +234,7 @@ Jepa(VisionTransformer3d(size), JepaConfig(24, 1, 3))(torch.randn(1, 1, 16, 16, 
 VisionTransformer3d(size).save_pretrained(sys.argv[1])
 VisionTransformer3d.from_pretrained(sys.argv[1])
 """
-    import tempfile
-
-    with tempfile.TemporaryDirectory() as folder:
-        done = subprocess.run([sys.executable, "-c", script, folder], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
 

@@ -1,4 +1,4 @@
-"""Sums over the processes of a distributed run, for losses that are no mean over samples."""
+"""Sums over the processes of a distributed run, for what is no mean over samples."""
 
 import torch
 from torch import Tensor, distributed
