@@ -35,7 +35,7 @@ book: $(STAMP)
 	$(VENV)/bin/jupyter-book build book
 
 test: $(STAMP)
-	$(VENV)/bin/python -m pytest
+	$(VENV)/bin/python -m pytest -n 2 --dist loadfile
 
 lab: $(STAMP)
 	$(VENV)/bin/jupyter-lab --notebook-dir=notebooks
