@@ -155,7 +155,7 @@ def _time_steps(study: Study, volumes: Any) -> dict[str, float]:
 
 def seconds_per_step(
     config: "PretrainConfig",
-    volumes: np.ndarray,
+    volumes: Any,
     folder: Path,
     *,
     steps: int = 6,

@@ -1,6 +1,7 @@
 """The command line: check and prepare data, pretrain, and look after runs."""
 
 import sys
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
@@ -19,6 +20,8 @@ runs_app = typer.Typer(help="Finished runs: list, show, rm.", no_args_is_help=Tr
 app.add_typer(runs_app, name="runs")
 
 ManifestOption = Annotated[Path | None, typer.Option("--manifest", help="Data manifest; default the project's.")]
+ReportOption = Annotated[Path | None, typer.Option("--report", help="Write an HTML page: tables, and how scans look.")]
+LISTED = 20  # scans named on the terminal for each rule they break
 ProfileOption = Annotated[str, typer.Option(help="tiny, quick, reference, paper, replica, or a YAML file.")]
 ObjectiveOption = Annotated[str, typer.Option(help="mae, sl-mae, jepa, vcr-jepa, or all.")]
 SeedOption = Annotated[int, typer.Option(help="Seed of weights, order, masks and augmentation.")]
@@ -46,13 +49,23 @@ def _run(command: Callable[[], object]) -> None:
 
 
 @app.command()
-def check(manifest: ManifestOption = None) -> None:
-    """Say what of the manifest is present, valid and free of leaks; nothing is written."""
+def check(manifest: ManifestOption = None, report: ReportOption = None) -> None:
+    """Say what of the manifest is present, valid and free of leaks; nothing is written but the report."""
     from brainfm_lib.data.prepare import check as check_data
+    from brainfm_lib.data_report import write_check_report
 
     findings = check_data(manifest)
+    listed: Counter[tuple[str, str]] = Counter()
     for finding in findings:
-        print(f"{finding.level:<7} {finding.where}: {finding.sentence}")
+        listed[finding.where, finding.rule] += 1
+        if not finding.rule or listed[finding.where, finding.rule] <= LISTED:
+            print(f"{finding.level:<7} {finding.where}: {finding.sentence}")
+    for (where, rule), count in listed.items():
+        if rule and count > LISTED:
+            print(f"error   {where}: {count - LISTED:,} more scans break the rule '{rule}': --report FILE lists all.")
+    if report is not None:
+        write_check_report(report, findings)
+        print(f"report: {report}")
     errors = sum(finding.level == "error" for finding in findings)
     if errors:
         raise InputError(
@@ -61,21 +74,40 @@ def check(manifest: ManifestOption = None) -> None:
 
 
 @app.command()
-def prepare(manifest: ManifestOption = None, profile: ProfileOption = "quick") -> None:
+def prepare(manifest: ManifestOption = None, profile: ProfileOption = "quick", report: ReportOption = None) -> None:
     """Bring every cohort that is present onto the profile's grid, once."""
     from brainfm_lib.config import load_profile
+    from brainfm_lib.data.audit import duplicates
     from brainfm_lib.data.manifest import load_manifest
     from brainfm_lib.data.prepare import prepare as prepare_data
+    from brainfm_lib.data_report import summary, write_prepare_report
 
     settings, known = load_profile(profile), load_manifest(manifest)
-    refused = []
-    for name in known.available_cohorts():
-        cap = settings.subjects.pretraining if name in known.pretraining else settings.subjects.downstream
-        row = prepare_data(manifest, geometry=settings.geometry, cohorts=[name], max_subjects=cap).iloc[0]
-        print(f"{name}: {row.ready} of {row.scans} scans ready ({row.seconds:.1f} s)")
-        refused += [row.reason] if row.refused else []
+    caps = {
+        name: settings.subjects.pretraining if name in known.pretraining else settings.subjects.downstream
+        for name in known.available_cohorts()
+    }
+    made, refused = [], []
+    for name, one in prepare_data(known, settings.geometry, caps=caps):
+        if isinstance(one, InputError):
+            print(f"{name}: not prepared", flush=True)
+            refused.append(str(one))
+            continue
+        print(f"{name}: {len(one.volumes)} of {one.named} scans ready ({one.seconds:.1f} s)", flush=True)
+        made.append(one)
+    print(f"\n{summary(made).to_string(index=False)}" if made else "no cohort is present")
+    pairs = duplicates({one.volumes.cohort.name: one.volumes for one in made})
+    for pair in pairs.head(LISTED).itertuples():
+        print(f"warning: {pair.first} and {pair.second} are nearly the same scan.")
+    if len(pairs) > LISTED:
+        print(f"warning: {len(pairs) - LISTED:,} more pairs are nearly the same: --report FILE lists all.")
+    if report is not None:
+        write_prepare_report(report, made, pairs)
+        print(f"report: {report}")
+    refused += [reason for one in made for reason in one.volumes.refused["reason"]]
     if refused:
-        raise InputError(f"{refused[0]} Scans of {len(refused)} cohort(s) were refused; all others are ready.")
+        more = f" ({len(refused) - 1:,} more scans or cohorts were refused)" if len(refused) > 1 else ""
+        raise InputError(f"{refused[0]}{more} All others are ready, and a study goes on without the refused scans.")
 
 
 @app.command()

@@ -11,3 +11,15 @@ class InputError(ValueError):
 
 class UnreadableError(InputError):
     """A file that could not be read just now (disk, network, memory): says nothing about its content."""
+
+
+class RefusedScan(InputError):
+    """A scan breaks a rule of quality.
+
+    Attributes:
+        rule: Which: a key of `brainfm_lib.data.quality.RULES`.
+    """
+
+    def __init__(self, rule: str, sentence: str) -> None:
+        super().__init__(sentence)
+        self.rule = rule

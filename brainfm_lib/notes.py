@@ -35,9 +35,7 @@ def headline(results: pd.DataFrame, differences: pd.DataFrame) -> Markdown:
 
 def study_note(study: Study) -> Markdown:
     """What data this is: simulated or real, how much of it, under which profile and seed."""
-    from brainfm_lib.tables import cohorts_in_use
-
-    names = cohorts_in_use(study)
+    names = study.cohorts_in_use
     phantom = [name for name in names if study.manifest.cohorts[name].kind == "phantom"]
     real = [name for name in names if name not in phantom]
     parts = []

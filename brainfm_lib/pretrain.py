@@ -37,6 +37,7 @@ from brainfm_lib.streams import stream
 from brainfm_lib.tokens import patch_grid
 
 CHECKPOINT_SECONDS = 30.0
+LOG_POINTS = 200  # rows of the metrics
 # Points of the validation curve, and volumes in each, at most: a short run has fewer, so that they cost few steps.
 VALIDATIONS, VALIDATION_VOLUMES = 20, 64
 
@@ -65,7 +66,7 @@ class Trainer:
 
     Args:
         config: What to train.
-        volumes: (N, D, H, W) float16 in [0, 1].
+        volumes: (N, D, H, W) in their stored type: an array, or a `store.VolumeSet`.
         heldout: (M, D, H, W) of other subjects, for the validation curve.
         folder: Where checkpoints and results go.
         cpu: Stay on the CPU whatever else there is.
@@ -80,8 +81,8 @@ class Trainer:
     def __init__(
         self,
         config: PretrainConfig,
-        volumes: np.ndarray,
-        heldout: np.ndarray,
+        volumes: Any,
+        heldout: Any,
         folder: Path,
         *,
         cpu: bool = False,
@@ -147,7 +148,7 @@ class Trainer:
         """
         optimiser = self.config.optimiser
         self.resume()
-        log_every = max(optimiser.steps // 200, 1)
+        log_every = max(optimiser.steps // LOG_POINTS, 1)
         rows = batch_rows(len(self.batches), optimiser.batch_size, self.config.seed, self.step)
         started = saved = time.perf_counter()
         before = self.seconds
@@ -158,11 +159,15 @@ class Trainer:
             disable=not progress or not self.accelerator.is_main_process,
             mininterval=1.0,
         )
+        upcoming = next(rows)
         try:
             while self.step < optimiser.steps:
                 last = self.step + 1 == optimiser.steps
                 logs = last or (self.step + 1) % log_every == 0
-                self.pending.append(self.train_step(next(rows), detail=logs))
+                current, upcoming = upcoming, next(rows)
+                if not last:
+                    self.batches.read_ahead(upcoming[self._mine(upcoming)])
+                self.pending.append(self.train_step(current, detail=logs))
                 self.step += 1
                 self.seconds = before + time.perf_counter() - started
                 bar.update()
@@ -176,6 +181,11 @@ class Trainer:
             bar.close()
         return self.finish()
 
+    def _mine(self, rows: np.ndarray) -> slice:
+        """The part of a global batch that this process takes."""
+        share = len(rows) // self.world
+        return slice(self.accelerator.process_index * share, (self.accelerator.process_index + 1) * share)
+
     def train_step(self, rows: np.ndarray, *, detail: bool = False) -> dict[str, Tensor]:
         """One optimiser step on the global batch `rows`; returns its terms, still on the device."""
         config, accelerator = self.config, self.accelerator
@@ -184,12 +194,11 @@ class Trainer:
             group["lr"] = optimiser.lr_at(step)
             group["weight_decay"] = optimiser.weight_decay_at(step) if group["decays"] else 0.0
         weight = config.objective.spectral.weight_at(step, optimiser.steps) if config.objective.spectral else 0.0
-        share = len(rows) // self.world
-        mine = slice(accelerator.process_index * share, (accelerator.process_index + 1) * share)
+        mine = self._mine(rows)
         draws = draw_augmentation(len(rows), stream("cpu", config.seed, "augment", step))
         volumes = augment(self.batches(rows[mine]), draws[:, mine], config.augment)
         volumes, mask, dropped = self._masked(volumes, len(rows), mine, "mask", step)
-        part = share // optimiser.accumulate
+        part = len(volumes) // optimiser.accumulate
         slices = [slice(i * part, (i + 1) * part) for i in range(optimiser.accumulate)]
         parts = [(volumes[piece], mask.rows(piece)) for piece in slices]
         with accelerator.autocast():
@@ -346,7 +355,7 @@ class Trainer:
 
 def make_pretrain(
     config: PretrainConfig,
-    volumes: Callable[[], tuple[np.ndarray, np.ndarray]],
+    volumes: Callable[[], tuple[Any, Any]],
     *,
     progress: bool = True,
     started: Callable[[Path], Any] = lambda folder: None,

@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from brainfm_lib.config import load_profile
@@ -19,7 +18,7 @@ from brainfm_lib.errors import InputError
 from brainfm_lib.identity import stable_hash, write_atomic
 from brainfm_lib.objectives import ARMS, CONTROL
 from brainfm_lib.runs import Run, RunConfig, ensure, find
-from brainfm_lib.study_data import InMemory, StudyData
+from brainfm_lib.study_data import StudyData
 
 RAW_VOXELS = "raw-voxels"
 FLAT_NAMES = {
@@ -201,7 +200,7 @@ class Study(StudyData):
         def data() -> ReconstructionData:
             train, _ = self.pretraining_volumes(0, evaluation.readout_volumes)
             heldout, scans = self.pretraining_volumes(1, evaluation.reconstruction_volumes)
-            return ReconstructionData(train.astype(np.float32), heldout.astype(np.float32), scans)
+            return ReconstructionData(train.read(range(len(train))), heldout.read(range(len(heldout))), scans)
 
         return make_reconstruction(
             self.profile.pretraining(arm, self.seed),
@@ -223,7 +222,7 @@ class Study(StudyData):
         evaluation, run = self.profile.evaluation, self.run(f"pretrain:{arm}")
         return make_latents(
             run.path / "encoder",
-            lambda: InMemory(self.pretraining_volumes(1, evaluation.latent_volumes)[0]),
+            lambda: self.pretraining_volumes(1, evaluation.latent_volumes)[0],
             batch_size=evaluation.batch_size,
             cpu=self.cpu,
         )
@@ -254,6 +253,9 @@ class Study(StudyData):
             "seed": self.seed,
         }
 
+    def _public_table(self, task: str) -> pd.DataFrame:
+        return self.public(self.manifest.tasks[task].cohort, self.task_table(task))
+
     def _probe_config(self, arm: str, task: str) -> RunConfig:
         cohort = self.manifest.tasks[task].cohort if task in self.tasks else task
         settings = self._task_settings(task)
@@ -269,7 +271,7 @@ class Study(StudyData):
 
         features = self.run(f"features:{arm}:{self.manifest.tasks[task].cohort}")
         settings = self._task_settings(task)
-        return make_probe(features.path, self.task_table(task), settings)
+        return make_probe(features.path, self._public_table(task), settings)
 
     def _finetune_config(self, arm: str, task: str) -> RunConfig:
         cohort = self.cohort(self.manifest.tasks[task].cohort if task in self.tasks else task)
@@ -289,7 +291,7 @@ class Study(StudyData):
         return make_finetune(
             encoder,
             lambda: self.volumes(cohort),
-            self.task_table(task),
+            self._public_table(task),
             self.profile.finetune,
             self._task_settings(task),
             cpu=self.cpu,

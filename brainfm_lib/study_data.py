@@ -1,16 +1,17 @@
 """The data of a study: cohorts cut to the profile, their volumes, tasks and splits, and who may be pretrained on."""
 
-from collections.abc import Sequence
 from functools import cached_property
 
 import numpy as np
 import pandas as pd
 
 from brainfm_lib.config import Profile
+from brainfm_lib.data.audit import duplicates
 from brainfm_lib.data.cohort import Cohort, describe_cohort
 from brainfm_lib.data.manifest import Manifest
+from brainfm_lib.data.pseudonyms import pseudonymised
 from brainfm_lib.data.splits import assign_folds, assign_splits, held_out_subjects, task_table
-from brainfm_lib.data.store import Volumes, open_volumes
+from brainfm_lib.data.store import Volumes, VolumeSet, open_volumes
 from brainfm_lib.errors import InputError
 from brainfm_lib.identity import stable_hash
 
@@ -33,19 +34,34 @@ class StudyData:
         self._data_used: dict[str, str] = {}
 
     def cohort(self, name: str) -> Cohort:
-        """Who is in a cohort, cut to the profile's number of subjects. No voxel is read."""
+        """Who is in a cohort, cut to the profile's number of subjects, without the scans that cannot be used.
+
+        No voxel of a phantom is made for it; real scans are prepared, because a scan may turn out to be unusable.
+        """
         if name not in self._cohorts:
             caps = self.profile.subjects
             cap = caps.pretraining if name in self.manifest.pretraining else caps.downstream
-            self._cohorts[name] = describe_cohort(self.manifest, name, max_subjects=cap)
+            described = describe_cohort(self.manifest, name, max_subjects=cap)
+            if described.kind != "phantom":
+                self._volumes[name] = self._open(described)
+                described = self._volumes[name].cohort
+            self._cohorts[name] = described
             self._data_used[f"cohort:{name}"] = self._cohort_id(name)
         return self._cohorts[name]
 
     def volumes(self, name: str) -> Volumes:
         """Prepared volumes of a cohort, rows as in its table; what is missing is prepared now."""
+        cohort = self.cohort(name)
         if name not in self._volumes:
-            self._volumes[name] = open_volumes(self.cohort(name), self.profile.geometry, progress=self.progress)
+            self._volumes[name] = self._open(cohort)
         return self._volumes[name]
+
+    def _open(self, cohort: Cohort) -> Volumes:
+        return open_volumes(cohort, self.profile.geometry, progress=self.progress, on_error="report")
+
+    def public(self, name: str, scans: pd.DataFrame) -> pd.DataFrame:
+        """A cohort's scans as they may be written into runs: identifiers of people are pseudonyms."""
+        return scans if self.cohort(name).kind == "phantom" else pseudonymised(scans, name)
 
     @cached_property
     def pretraining_cohorts(self) -> tuple[str, ...]:
@@ -62,16 +78,21 @@ class StudyData:
         return tuple(self.manifest.available_tasks())
 
     def task_table(self, task: str) -> pd.DataFrame:
-        """Scans of a task with label, subject and split (few subjects: fold), the same for every arm."""
+        """Scans of a task with label, subject and split (few subjects: fold), the same for every arm.
+
+        Identifiers are those of the data; `public` makes them pseudonyms.
+        """
         if task not in self.tasks:
             raise InputError(f"There is no task {task!r} with its data present: choose among {', '.join(self.tasks)}.")
         table = task_table(self.manifest, task, self.cohort(self.manifest.tasks[task].cohort))
         if "split" in table:
             return table
+        by_site = self.manifest.tasks[task].grouped_by == "site"
         if table["subject_id"].nunique() < self.profile.evaluation.cross_validate_below:
             smallest = int(table.groupby("label")["subject_id"].nunique().min())
-            return table.assign(fold=assign_folds(table, seed=0, folds=min(5, max(smallest // 2, 2))))
-        return table.assign(split=assign_splits(table, seed=0))
+            folds = min(5, max(smallest // 2, 2), max(table["site"].nunique(), 2) if by_site else 5)
+            return table.assign(fold=assign_folds(table, seed=0, folds=folds, by_site=by_site))
+        return table.assign(split=assign_splits(table, seed=0, by_site=by_site))
 
     @cached_property
     def pretraining_rows(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
@@ -79,7 +100,7 @@ class StudyData:
 
         Validation and test subjects of every task on the cohort are no training subjects unless the manifest says
         ``transductive: true``, nor is a subject with a scan that a task on another cohort evaluates on (the same
-        content); a tenth of the others is held out as well.
+        content, or nearly); a tenth of the others is held out as well.
         """
         rows = {}
         evaluated_by_cohort, contents = ({}, set()) if self.manifest.transductive else self._evaluated()
@@ -88,7 +109,7 @@ class StudyData:
             subjects = cohort.scans["subject_id"].astype(str)
             evaluated = evaluated_by_cohort.get(name, set()) | set(subjects[cohort.scans["digest"].isin(contents)])
             rest = sorted(set(subjects) - evaluated, key=lambda s: stable_hash((name, s, "heldout")))
-            count = max(round(HELDOUT_SHARE * len(rest)), 1) if len(rest) > 1 else 0
+            count = max(round(HELDOUT_SHARE * len(rest)), min(2, len(rest) - 1), 0)  # a variance needs two
             train = set(rest[count:])
             heldout = set(rest[:count]) | evaluated
             rows[name] = (np.flatnonzero(subjects.isin(train)), np.flatnonzero(subjects.isin(heldout)))
@@ -103,42 +124,50 @@ class StudyData:
             subjects[name] = held_out_subjects(tables)
             scans = self.cohort(name).scans
             contents |= set(scans["digest"][scans["subject_id"].astype(str).isin(subjects[name])])
+        digest: dict[str, str] = {}
+        for name in self._real:
+            digest |= dict(zip(self.cohort(name).scans["scan_uid"], self.cohort(name).scans["digest"]))
+        pairs = self.duplicates
+        for one, other in ((pairs["first"], pairs["second"]), (pairs["second"], pairs["first"])):
+            contents |= {digest[b] for a, b in zip(one, other) if digest[a] in contents}
         return subjects, contents
 
-    def pretraining_volumes(self, part: int, limit: int | None = None) -> tuple[np.ndarray, pd.DataFrame]:
-        """Float16 volumes (n, D, H, W) of the training (0) or held-out (1) scans, and their rows; spread if limited."""
+    @property
+    def _real(self) -> list[str]:
+        """Real cohorts in use."""
+        return [name for name in self.cohorts_in_use if self.manifest.cohorts[name].kind != "phantom"]
+
+    @cached_property
+    def cohorts_in_use(self) -> tuple[str, ...]:
+        """Cohorts that are present and that something is trained on or asked of."""
+        wanted = (*self.pretraining_cohorts, *(self.manifest.tasks[task].cohort for task in self.tasks))
+        return tuple(dict.fromkeys(wanted))
+
+    @cached_property
+    def duplicates(self) -> pd.DataFrame:
+        """Pairs of scans of real cohorts that are nearly the same, see `audit.duplicates`; phantoms have none."""
+        return duplicates({name: self.volumes(name) for name in self._real})
+
+    def pretraining_volumes(self, part: int, limit: int | None = None) -> tuple[VolumeSet, pd.DataFrame]:
+        """Volumes of the training (0) or held-out (1) scans, and their rows; spread over cohorts if limited."""
         total = sum(len(rows[part]) for rows in self.pretraining_rows.values())
-        arrays, tables = [], []
+        parts, tables = [], []
         for name, rows in self.pretraining_rows.items():
             chosen = rows[part]
             if limit is not None and total > limit:
                 count = min(len(chosen), max(round(limit * len(chosen) / total), 1))
                 chosen = chosen[np.linspace(0, len(chosen) - 1, count).round().astype(int)] if len(chosen) else chosen
             if len(chosen):
-                arrays.append(self.volumes(name).select(chosen).bank())
-                scans = self.cohort(name).scans.iloc[chosen]
+                parts.append(self.volumes(name).select(chosen))
+                scans = self.public(name, self.cohort(name).scans.iloc[chosen])
                 tables.append(scans.assign(subject_id=f"{name}/" + scans["subject_id"].astype(str)))
-        if not arrays:
+        if not parts:
             raise InputError(
                 "No scan is left to pretrain on: every subject is a validation or test subject of a task; add a cohort "
                 "to `pretraining`, or set `transductive: true` in the manifest and say so in your report."
             )
-        return arrays[0] if len(arrays) == 1 else np.concatenate(arrays), pd.concat(tables, ignore_index=True)
+        return VolumeSet(parts), pd.concat(tables, ignore_index=True)
 
     def _cohort_id(self, name: str) -> str:
         """What a page that shows a cohort depends on: its scans, and the grid they are brought to."""
         return f"cohort-{stable_hash([self.cohort(name).digest, self.profile.geometry])}"
-
-
-class InMemory:
-    """An array that reads like prepared volumes."""
-
-    def __init__(self, volumes: np.ndarray) -> None:
-        self.volumes = volumes
-
-    def __len__(self) -> int:
-        return len(self.volumes)
-
-    def read(self, rows: Sequence[int]) -> np.ndarray:
-        """Rows (B,) -> (B, D, H, W) float32."""
-        return self.volumes[np.asarray(rows)].astype(np.float32)

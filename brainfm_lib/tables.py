@@ -50,15 +50,9 @@ def task_titles(study: Study) -> dict[str, str]:
     }
 
 
-def cohorts_in_use(study: Study) -> tuple[str, ...]:
-    """Cohorts that are present and that something is trained on or asked of."""
-    wanted = (*study.pretraining_cohorts, *(study.manifest.tasks[task].cohort for task in study.tasks))
-    return tuple(dict.fromkeys(wanted))
-
-
 def manifest_table(study: Study) -> pd.DataFrame:
     """What the manifest offers: each cohort, what it is for, how large it is here, or why it is absent."""
-    manifest, missing, used = study.manifest, study.manifest.missing(), cohorts_in_use(study)
+    manifest, missing, used = study.manifest, study.manifest.missing(), study.cohorts_in_use
     rows = []
     for name, settings in manifest.cohorts.items():
         tasks = [task for task, s in manifest.tasks.items() if s.cohort == name]
@@ -103,7 +97,7 @@ def pretraining_table(study: Study) -> pd.DataFrame:
 def montage_scans(study: Study, most: int = 5) -> tuple[np.ndarray, list[str]]:
     """One scan a contrast, from different cohorts where possible: volumes (n, D, H, W) in [0, 1], and their titles."""
     found: dict[str, list[str]] = {}
-    for name in cohorts_in_use(study):
+    for name in study.cohorts_in_use:
         for contrast in study.volumes(name).scans["contrast"].unique():
             found.setdefault(contrast, []).append(name)
     volumes, titles = [], []

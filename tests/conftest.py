@@ -18,6 +18,9 @@ def _own_folders(tmp_path_factory, monkeypatch):
         monkeypatch.setenv("BRAINFM_RUNS", str(tmp_path_factory.mktemp("runs")))
     if "BRAINFM_STORE" not in os.environ:
         monkeypatch.setenv("BRAINFM_STORE", str(tmp_path_factory.mktemp("store")))
+    if "BRAINFM_KEY" not in os.environ:
+        monkeypatch.setenv("BRAINFM_KEY", str(tmp_path_factory.mktemp("key") / "key"))
+    monkeypatch.delenv("BRAINFM_MANIFEST", raising=False)
 
 
 @pytest.fixture

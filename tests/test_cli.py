@@ -92,6 +92,30 @@ def test_a_missing_file_of_a_table_is_named_with_its_row(project):
     )
     result = brainfm("check", cwd=project)
     assert result.returncode == 2 and "none.nii.gz" in result.stdout and "row 3" in result.stdout
+    result = brainfm("prepare", "--profile", "tiny", cwd=project)
+    sentence = one_sentence(result)
+    assert "row 3" in sentence and "none.nii.gz" in sentence and "1 of 2 scans ready" in result.stdout
+
+
+def test_a_cohort_that_cannot_be_listed_does_not_stop_the_others(project):
+    file = project / "data_manifest.yaml"
+    file.write_text(file.read_text().replace("cohorts:\n", "cohorts:\n  gone: {kind: bids, root: nowhere}\n"))
+    result = brainfm("prepare", "--profile", "tiny", cwd=project)
+    assert "nowhere" in one_sentence(result)
+    assert "gone: not prepared" in result.stdout and "clinic: 6 of 6 scans ready" in result.stdout
+
+
+def test_reports_show_findings_refusals_and_pictures(project):
+    write_scan(project / "scans" / "sub-2" / "anat" / "sub-2_T1w.nii.gz", np.zeros((20, 20, 20, 3)))
+    write_scan(project / "scans" / "sub-3" / "anat" / "sub-3_T1w.nii.gz", 3 * brain(1))
+    assert brainfm("check", "--report", "check.html", cwd=project).returncode == 2
+    page = (project / "check.html").read_text()
+    assert "sub-2_T1w.nii.gz" in page and "dimensions" in page and "5 scans" not in page
+    result = brainfm("prepare", "--profile", "tiny", "--report", "made.html", cwd=project)
+    assert "clinic/sub-1_T1w and clinic/sub-3_T1w are nearly the same scan" in result.stdout
+    page = (project / "made.html").read_text()
+    assert page.count("data:image/png;base64,") == 2 and "sub-2_T1w.nii.gz" in page and "sub-3_T1w" in page
+    assert "http" not in page
 
 
 @pytest.mark.parametrize(

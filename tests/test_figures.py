@@ -109,6 +109,7 @@ def all_figures(arms: tuple[str, ...]) -> dict[str, Figure]:
     cohorts = {"pretraining": cohort(300), "clinic": cohort(28)}
     return {
         "cohort_montage": figures.cohort_montage(np.stack([head()] * 4), ["T1w", "T2w", "FLAIR", "PDw"], GEOMETRY),
+        "intensity_histogram": figures.intensity_histogram(np.stack([head()] * 3), ["a", "b", "c"]),
         "cohort_summary": figures.cohort_summary(cohorts),
         "split_counts": figures.split_counts(
             {"ad": cohort(300), "depression": cohort(28).drop(columns="split")},

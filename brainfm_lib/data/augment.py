@@ -11,17 +11,20 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from brainfm_lib.device import send
+from brainfm_lib.errors import InputError
 
 FLOOR = 1e-3  # smallest stored foreground value: foreground is `volume > 0` before and after
 
 
 @dataclass(frozen=True)
 class AugmentConfig:
-    """Of each volume: one of {affine, left-right flip, nothing}, then one of {gamma, noise, blur, nothing}.
+    """Of each volume: one of {affine, left-right flip, nothing}, an orientation, one of {gamma, noise, blur, nothing}.
 
     Args:
         affine: Probability of a small rotation and scaling.
         flip: Probability of a left-right flip.
+        orientation: Probability that axial, sagittal or coronal (drawn evenly) becomes the first plane: the axes change
+            places. The grid must be cubic.
         gamma: Probability of a gamma curve.
         noise: Probability of Gaussian noise.
         blur: Probability of a Gaussian blur.
@@ -34,6 +37,7 @@ class AugmentConfig:
 
     affine: float = 1 / 3
     flip: float = 1 / 3
+    orientation: float = 0.0
     gamma: float = 0.25
     noise: float = 0.25
     blur: float = 0.25
@@ -44,19 +48,19 @@ class AugmentConfig:
     max_blur: float = 0.8
 
     def __post_init__(self) -> None:
-        for names in (("affine", "flip"), ("gamma", "noise", "blur")):
+        for names in (("affine", "flip"), ("orientation",), ("gamma", "noise", "blur")):
             shares = [getattr(self, name) for name in names]
             if min(shares) < 0 or sum(shares) > 1 + 1e-9:
                 raise ValueError(f"the probabilities {' + '.join(names)} must be at least 0 and sum to at most 1")
 
 
 def draw_augmentation(batch: int, generator: torch.Generator) -> Tensor:
-    """Draw what `augment` does to each volume of a batch, on the host: (9, B) float64, uniform in [0, 1).
+    """Draw what `augment` does to each volume of a batch, on the host: (10, B) float64, uniform in [0, 1).
 
     So the host knows which volumes an operation is for, without waiting for a device, and the draws do not depend on
     the device nor on how the batch is split over processes: ``draws[:, part]`` belongs to ``volumes[part]``.
     """
-    return torch.rand(9, batch, generator=generator, dtype=torch.float64)
+    return torch.rand(10, batch, generator=generator, dtype=torch.float64)
 
 
 def augment(volumes: Tensor, draws: Tensor, config: AugmentConfig) -> Tensor:
@@ -64,7 +68,7 @@ def augment(volumes: Tensor, draws: Tensor, config: AugmentConfig) -> Tensor:
 
     Args:
         volumes: (B, 1, D, H, W) float in [0, 1], background 0; axis D runs left to right.
-        draws: (9, B) from `draw_augmentation`, on the host.
+        draws: (10, B) from `draw_augmentation`, on the host.
         config: Probabilities and strengths.
 
     Returns:
@@ -78,6 +82,12 @@ def augment(volumes: Tensor, draws: Tensor, config: AugmentConfig) -> Tensor:
     volumes = _where(space < config.affine, _resampled, volumes, inverse)
     flip = (space >= config.affine) & (space < config.affine + config.flip)
     volumes = _where(flip, lambda part: part.flip(2), volumes)
+    if config.orientation > 0:
+        if len(set(volumes.shape[2:])) > 1:
+            raise InputError(f"augment.orientation needs a cubic grid, not {tuple(volumes.shape[2:])}: set it to 0.")
+        turn = (3 * draws[9] / config.orientation).floor()
+        volumes = _where(turn == 1, lambda part: part.permute(0, 1, 3, 4, 2), volumes)
+        volumes = _where(turn == 2, lambda part: part.permute(0, 1, 4, 2, 3), volumes)
 
     value, foreground = draws[1], volumes > 0
     gamma, noisy, blurred = config.gamma, config.gamma + config.noise, config.gamma + config.noise + config.blur

@@ -1,15 +1,21 @@
 """Which volumes come when, and how they reach the device."""
 
+import os
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import lru_cache
 from itertools import count
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from brainfm_lib.data.storage import LEVELS
 from brainfm_lib.device import send
 from brainfm_lib.streams import stream
+
+HELD = 0.5  # of the free memory of device or host, at most, for volumes that stay in it
 
 
 def batch_rows(n_volumes: int, batch_size: int, seed: int, first_step: int = 0) -> Iterator[np.ndarray]:
@@ -25,18 +31,27 @@ def batch_rows(n_volumes: int, batch_size: int, seed: int, first_step: int = 0) 
 
 
 class Batches:
-    """Volumes on their way to the device: resident there where they fit, else read as they are needed.
+    """Volumes on their way to the device.
+
+    They stay on the device where they fit, else in the host's memory where they fit, else they are read from the store
+    as they are needed.
 
     Args:
-        volumes: (N, D, H, W) float16 in [0, 1], an array or a memory map.
+        volumes: (N, D, H, W) float16 or uint8 in their stored type: an array, or a `store.VolumeSet`.
         device: Where batches are wanted.
     """
 
-    def __init__(self, volumes: np.ndarray, device: torch.device) -> None:
-        self.volumes, self.device = volumes, device
+    def __init__(self, volumes: Any, device: torch.device) -> None:
+        self.device = device
         self.resident: Tensor | None = None
-        if device.type == "cuda" and volumes.nbytes < 0.5 * torch.cuda.mem_get_info(device)[0]:
-            self.resident = torch.from_numpy(np.ascontiguousarray(volumes)).to(device)
+        on_device = device.type == "cuda" and volumes.nbytes < HELD * torch.cuda.mem_get_info(device)[0]
+        if on_device or volumes.nbytes < HELD * free_memory():
+            volumes = np.ascontiguousarray(volumes[:])
+        self.volumes = volumes
+        self.ahead: dict[bytes, Future[np.ndarray]] = {}
+        self.reader = None if isinstance(volumes, np.ndarray) else ThreadPoolExecutor(1)
+        if on_device:
+            self.resident = torch.from_numpy(volumes).to(device)
 
     def __len__(self) -> int:
         return len(self.volumes)
@@ -46,5 +61,22 @@ class Batches:
         if self.resident is not None:
             chosen = self.resident[send(torch.from_numpy(rows), self.device)]
         else:
-            chosen = send(torch.from_numpy(np.ascontiguousarray(self.volumes[rows])), self.device)
-        return chosen.unsqueeze(1).float()
+            chosen = send(torch.from_numpy(self._read(rows)), self.device)
+        scaled = chosen.unsqueeze(1).float()
+        return scaled / LEVELS if chosen.dtype == torch.uint8 else scaled
+
+    def read_ahead(self, rows: np.ndarray) -> None:
+        """Begin to read a batch that will be asked for next; nothing to do where all are in memory."""
+        if self.reader is not None:
+            self.ahead[rows.tobytes()] = self.reader.submit(self.volumes.__getitem__, rows)
+
+    def _read(self, rows: np.ndarray) -> np.ndarray:
+        begun = self.ahead.pop(rows.tobytes(), None)
+        return begun.result() if begun is not None else np.ascontiguousarray(self.volumes[rows])
+
+
+def free_memory() -> float:
+    """Bytes of the host's memory that this process may count on: what is free, shared with its siblings."""
+    pages = "SC_AVPHYS_PAGES" if "SC_AVPHYS_PAGES" in os.sysconf_names else "SC_PHYS_PAGES"
+    siblings = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return os.sysconf(pages) * os.sysconf("SC_PAGE_SIZE") / siblings

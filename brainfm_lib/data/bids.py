@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
-from brainfm_lib.data.tables import STANDARD, read_table, tidy
+from brainfm_lib.data.folders import dicom_hint, is_folder
+from brainfm_lib.data.tables import STANDARD, Scans, read_table, refusals, tidy
 from brainfm_lib.errors import InputError
 
 CONTRASTS = {
@@ -23,13 +26,16 @@ CONTRASTS = {
     "inplaneT1": "T1w",
     "inplaneT2": "T2w",
 }
-NAME = re.compile(r"(?P<entities>sub-[^_]+(?:_[A-Za-z]+-[^_]+)*)_(?P<suffix>[A-Za-z0-9]+)\.nii(?:\.gz)?")
+SCANNER = ("Manufacturer", "ManufacturersModelName")
+KEPT = (*SCANNER, "MagneticFieldStrength", "ContrastBolusIngredient")
+NAME = re.compile(r"(?P<entities>sub-[^_]+(?:_[A-Za-z]+-[^_]+)*)_(?P<suffix>[A-Za-z0-9]+)\.(?:nii(?:\.gz)?|mgz)")
 
 
-def bids_scans(root: Path, cohort: str, suffixes: Mapping[str, str]) -> pd.DataFrame:
+def bids_scans(root: Path, cohort: str, suffixes: Mapping[str, str]) -> Scans:
     """Scans under ``sub-*/[ses-*/]anat/``, joined with participants.tsv and the sessions.tsv of each subject.
 
-    A T1w file with a ``ce-`` entity (contrast agent) has the contrast T1c. ``derivatives/`` is left alone.
+    A T1w file with a ``ce-`` entity or a ``ContrastBolusIngredient`` in its sidecar (contrast agent) has the contrast
+    T1c. From the sidecars come the columns scanner and field_strength (T). ``derivatives/`` is left alone.
 
     Args:
         root: The BIDS folder.
@@ -37,7 +43,7 @@ def bids_scans(root: Path, cohort: str, suffixes: Mapping[str, str]) -> pd.DataF
         suffixes: File suffixes beyond `CONTRASTS`, with their contrasts.
 
     Returns:
-        The standard columns (path absolute) and every column of the joined tables as text.
+        The scans, with every column of the joined tables as text; refused are files that are there twice.
 
     Raises:
         InputError: No such folder, no scans in it, or a table that cannot be joined.
@@ -46,6 +52,7 @@ def bids_scans(root: Path, cohort: str, suffixes: Mapping[str, str]) -> pd.DataF
         raise InputError(f"The folder {root} of cohort {cohort} does not exist: mend the root or the variable in it.")
     contrasts = {**CONTRASTS, **suffixes}
     rows, sessions = [], []
+    sidecars = _Sidecars(root)
     for subject in _folders(root, "sub-"):
         table = subject / f"{subject.name}_sessions.tsv"
         if table.is_file():
@@ -57,7 +64,8 @@ def bids_scans(root: Path, cohort: str, suffixes: Mapping[str, str]) -> pd.DataF
                 if match is None or match["suffix"] not in contrasts:
                     continue
                 contrast = contrasts[match["suffix"]]
-                agent = contrast == "T1w" and "_ce-" in match["entities"]
+                about = sidecars.of(file, match["suffix"])
+                agent = contrast == "T1w" and ("_ce-" in match["entities"] or "ContrastBolusIngredient" in about)
                 rows.append(
                     {
                         "subject_id": subject.name,
@@ -65,18 +73,27 @@ def bids_scans(root: Path, cohort: str, suffixes: Mapping[str, str]) -> pd.DataF
                         "session": session,
                         "contrast": "T1c" if agent else contrast,
                         "path": str(file),
+                        "scanner": " ".join(str(about[key]) for key in SCANNER if about.get(key)),
+                        "field_strength": str(about.get("MagneticFieldStrength", "")),
                     }
                 )
     if not rows:
         raise InputError(
             f"{root} holds no file sub-*/[ses-*/]anat/*_SUFFIX.nii[.gz] with SUFFIX among {', '.join(contrasts)}: "
-            f"point the root of cohort {cohort} at a BIDS folder."
+            f"point the root of cohort {cohort} at a BIDS folder." + dicom_hint(root)
         )
     scans = pd.DataFrame(rows)
-    again = scans["scan_uid"].duplicated()
-    if again.any():
-        file = scans["path"][again].iloc[0]
-        raise InputError(f"{file} is there twice, as .nii and .nii.gz: remove one of the two.")
+    again = scans["scan_uid"].duplicated(keep=False)
+    refused = refusals(
+        [
+            (uid, "identifier", f"{path} is there twice, with different endings: remove one of the two.")
+            for uid, path in zip(scans["scan_uid"][again], scans["path"][again])
+        ]
+    )
+    scans = scans[~again].reset_index(drop=True)
+    for name in ("scanner", "field_strength"):
+        if not (scans[name] != "").any():
+            del scans[name]
     participants = root / "participants.tsv"
     if participants.is_file():
         people = _keyed(participants, "participant_id", "sub-").rename(columns={"participant_id": "subject_id"})
@@ -84,19 +101,44 @@ def bids_scans(root: Path, cohort: str, suffixes: Mapping[str, str]) -> pd.DataF
     if sessions:
         visits = pd.concat(sessions, ignore_index=True).rename(columns={"session_id": "session"})
         scans = _join(scans, visits.fillna(""), ["subject_id", "session"])
-    return tidy(scans)
+    return Scans(tidy(scans), refused, tuple(sidecars.damaged))
 
 
 def _folders(parent: Path, prefix: str) -> list[Path]:
     with os.scandir(parent) as entries:
-        return sorted(Path(e.path) for e in entries if e.name.startswith(prefix) and e.is_dir())
+        return sorted(Path(e.path) for e in entries if e.name.startswith(prefix) and is_folder(e))
 
 
 def _files(folder: Path) -> list[Path]:
     if not folder.is_dir():
         return []
     with os.scandir(folder) as entries:
-        return sorted(Path(e.path) for e in entries if e.is_file())
+        return sorted(Path(e.path) for e in entries if not is_folder(e))
+
+
+class _Sidecars:
+    """JSON sidecars of scans: what stands beside a file wins over what stands for its suffix at the root."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.shared: dict[str, dict[str, Any]] = {}
+        self.damaged: list[str] = []
+
+    def of(self, file: Path, suffix: str) -> dict[str, Any]:
+        """Keys of `KEPT` alone: the others may name people, and are not looked at."""
+        if suffix not in self.shared:
+            self.shared[suffix] = self._read(self.root / f"{suffix}.json")
+        return {**self.shared[suffix], **self._read(file.parent / f"{file.name.partition('.')[0]}.json")}
+
+    def _read(self, path: Path) -> dict[str, Any]:
+        try:
+            content = json.loads(path.read_bytes())
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError, RecursionError) as error:
+            self.damaged.append(f"{path} is no JSON file ({' '.join(str(error).split())}) and is ignored: mend it.")
+            return {}
+        return {key: content[key] for key in KEPT if key in content} if isinstance(content, dict) else {}
 
 
 def _keyed(path: Path, key: str, prefix: str) -> pd.DataFrame:

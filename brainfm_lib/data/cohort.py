@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
 
@@ -12,11 +12,15 @@ import pandas as pd
 from pydantic import TypeAdapter, ValidationError
 
 from brainfm_lib.data.bids import bids_scans
+from brainfm_lib.data.brain import require_program
 from brainfm_lib.data.digests import file_digests
-from brainfm_lib.data.ingest import IngestSettings
-from brainfm_lib.data.manifest import BidsCohort, Manifest, PhantomCohort, TableCohort, one_sentence
+from brainfm_lib.data.folders import folder_scans
+from brainfm_lib.data.labels import add_labels, unmatched_note
+from brainfm_lib.data.manifest import BidsCohort, FolderCohort, Manifest, PhantomCohort, TableCohort, one_sentence
 from brainfm_lib.data.phantom import PhantomSpec, describe
-from brainfm_lib.data.tables import table_scans
+from brainfm_lib.data.recipes import RECIPES, Recipe
+from brainfm_lib.data.settings import IngestSettings
+from brainfm_lib.data.tables import Scans, refusals, table_scans, tidy
 from brainfm_lib.errors import InputError
 from brainfm_lib.identity import stable_hash
 
@@ -32,13 +36,17 @@ class Cohort:
             site, age (years), sex (M, F or empty), digest, for real data path, and the cohort's own columns.
         source: What determines the voxels besides the scans.
         code: Modules that turn a scan into a volume.
+        refused: Scans that the manifest names and that cannot be used: scan_uid, rule, reason.
+        notes: What else is worth a look, a sentence each.
     """
 
     name: str
-    kind: Literal["phantom", "bids", "table"]
+    kind: Literal["phantom", "bids", "folder", "table"]
     scans: pd.DataFrame
     source: PhantomSpec | IngestSettings
     code: tuple[str, ...]
+    refused: pd.DataFrame = field(default_factory=lambda: refusals([]))
+    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.scans)
@@ -84,9 +92,18 @@ def describe_cohort(manifest: Manifest, name: str, *, max_subjects: int | None =
         InputError: One sentence: which folder, table, row or file is wrong and how to mend it.
     """
     cohort = list_scans(manifest, name, max_subjects=max_subjects)
-    if cohort.kind != "phantom":
-        cohort.scans["digest"] = file_digests(list(cohort.scans["path"]))
-    return cohort
+    if cohort.kind == "phantom":
+        return cohort
+    digests, problems = file_digests(list(cohort.scans["path"]))
+    cohort.scans["digest"] = digests
+    scans = cohort.scans
+    bad = [(uid, "file", problems[path]) for uid, path in zip(scans["scan_uid"], scans["path"]) if path in problems]
+    if not bad:
+        return cohort
+    if len(bad) == len(cohort):
+        raise InputError(bad[0][2])
+    kept = cohort.select(~scans["path"].isin(list(problems)).to_numpy())
+    return dataclasses.replace(kept, refused=pd.concat([cohort.refused, refusals(bad)], ignore_index=True))
 
 
 def list_scans(manifest: Manifest, name: str, *, max_subjects: int | None = None) -> Cohort:
@@ -99,13 +116,21 @@ def list_scans(manifest: Manifest, name: str, *, max_subjects: int | None = None
         spec = _typed(PhantomSpec, settings.spec, f"{where}: spec")
         return _phantom_cohort(name, spec if max_subjects is None else _capped(spec, max_subjects), settings, where)
     source = _typed(IngestSettings, settings.ingest, f"{where}: ingest")
-    scans = _real_scans(manifest, name, settings).sort_values("scan_uid", ignore_index=True)
+    require_program(source.brain)
+    scans, refused, notes = _real_scans(manifest, name, settings)
+    if scans.empty:
+        raise InputError(refused["reason"].iloc[0])
+    if settings.labels is not None:
+        table = manifest.resolve(settings.labels.table, manifest.resolve(settings.root) if settings.root else None)
+        scans = tidy(add_labels(scans, settings.labels, table))
+        notes += tuple(filter(None, [unmatched_note(scans, settings.labels, table)]))
+    scans = scans.drop(columns="date", errors="ignore").sort_values("scan_uid", ignore_index=True)
     scans = _kept(scans, settings.contrasts, where)
     if max_subjects is not None:
         order = sorted(scans["subject_id"].unique(), key=lambda subject: stable_hash([name, subject], 16))
         scans = scans[scans["subject_id"].isin(order[:max_subjects])].reset_index(drop=True)
     scans["digest"] = ""
-    return Cohort(name, settings.kind, scans, source, ("brainfm_lib.data.ingest",))
+    return Cohort(name, settings.kind, scans, source, ("brainfm_lib.data.ingest",), refused, notes)
 
 
 def _capped(spec: PhantomSpec, max_subjects: int) -> PhantomSpec:
@@ -127,9 +152,13 @@ def _phantom_cohort(name: str, spec: PhantomSpec, settings: PhantomCohort, where
     )
 
 
-def _real_scans(manifest: Manifest, name: str, settings: BidsCohort | TableCohort) -> pd.DataFrame:
+def _real_scans(manifest: Manifest, name: str, settings: BidsCohort | FolderCohort | TableCohort) -> Scans:
     if isinstance(settings, BidsCohort):
         return bids_scans(manifest.resolve(settings.root), name, settings.suffixes)
+    if isinstance(settings, FolderCohort):
+        recipe = RECIPES[settings.recipe] if settings.recipe else Recipe(settings.pattern or "", {})
+        contrasts = {**recipe.contrasts, **settings.contrast_names}
+        return folder_scans(manifest.resolve(settings.root), name, recipe.pattern, contrasts, settings.contrast)
     root = manifest.resolve(settings.root) if settings.root else None
     if root is not None and not root.is_dir():
         raise InputError(f"The folder {root} of cohort {name} does not exist: mend the root or the variable in it.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import stat
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,7 +13,6 @@ import pandas as pd
 from filelock import FileLock
 from tqdm import tqdm
 
-from brainfm_lib.errors import InputError
 from brainfm_lib.identity import write_atomic
 from brainfm_lib.paths import store_dir
 
@@ -20,46 +20,59 @@ CACHE = "file-digests.parquet"
 COLUMNS = ["path", "size", "changed", "digest"]
 
 
-def file_digests(paths: Sequence[str], *, progress: bool = True) -> list[str]:
+def file_digests(paths: Sequence[str], *, progress: bool = True) -> tuple[list[str], dict[str, str]]:
     """SHA-256 (hex) of the bytes of each file.
 
-    Raises:
-        InputError: A file cannot be read.
+    Returns:
+        digests: One a path; empty where the file cannot be read.
+        problems: Path -> one sentence, for those.
     """
-    keys = [_key(path) for path in paths]
+    problems: dict[str, str] = {}
+    keys = [_key(path, problems) for path in paths]
     cache = store_dir() / CACHE
     known = _load(cache)
-    new = sorted({key for key in keys if key not in known})
+    new = sorted({key for key in keys if key is not None and key not in known})
     if new:
         with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
             digests = pool.map(_digest, [path for path, _, _ in new])
             bar = tqdm(
                 digests, total=len(new), desc="reading scans", unit="file", disable=not progress or len(new) < 100
             )
-            made = dict(zip(new, bar))
+            made = {key: digest for key, digest in zip(new, bar) if digest}
         cache.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(cache.with_suffix(".lock")):
             known = {**_load(cache), **made}
             rows = [(*key, digest) for key, digest in sorted(known.items())]
             with write_atomic(cache) as temporary:
                 pd.DataFrame(rows, columns=COLUMNS).to_parquet(temporary, index=False)
-    return [known[key] for key in keys]
+    found = [known.get(key, "") if key is not None else "" for key in keys]
+    for path, digest in zip(paths, found):
+        if not digest:
+            problems.setdefault(path, f"{path} cannot be read: mend the file or its permissions.")
+    return found, problems
 
 
-def _key(path: str) -> tuple[str, int, int]:
+def _key(path: str, problems: dict[str, str]) -> tuple[str, int, int] | None:
     try:
         status = Path(path).stat()
-    except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror}): mend the path or the permissions.") from error
-    return str(Path(path).resolve()), status.st_size, status.st_mtime_ns
+        real = str(Path(path).resolve())
+    except (OSError, RuntimeError) as error:
+        said = getattr(error, "strerror", None) or error
+        problems[path] = f"{path} cannot be read ({said}): mend the path or the permissions."
+        return None
+    if not stat.S_ISREG(status.st_mode):
+        problems[path] = f"{path} is no regular file: name a NIfTI file."
+        return None
+    return real, status.st_size, status.st_mtime_ns
 
 
 def _digest(path: str) -> str:
+    """Digest of a file, empty where it cannot be read."""
     try:
         with Path(path).open("rb") as handle:
             return hashlib.file_digest(handle, "sha256").hexdigest()
-    except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror}): mend the path or the permissions.") from error
+    except OSError:
+        return ""
 
 
 def _load(cache: Path) -> dict[tuple[str, int, int], str]:

@@ -19,6 +19,8 @@ from pydantic import (
     model_validator,
 )
 
+from brainfm_lib.data.labels import LabelTable
+from brainfm_lib.data.recipes import RECIPES
 from brainfm_lib.data.tables import UNKNOWN
 from brainfm_lib.errors import InputError
 from brainfm_lib.paths import MANIFEST_NAME, project_root
@@ -39,12 +41,14 @@ class _CohortSettings(_Settings):
         licence: Licence or agreement under which the data may be used.
         access: How to get the data.
         contrasts: Contrasts to keep; None keeps all.
+        verified: Whether the layout has been tried on the real data set.
     """
 
     title: str = ""
     licence: str = ""
     access: str = ""
     contrasts: tuple[str, ...] | None = None
+    verified: bool | None = None
 
 
 class PhantomCohort(_CohortSettings):
@@ -55,12 +59,51 @@ class PhantomCohort(_CohortSettings):
 
 
 class BidsCohort(_CohortSettings):
-    """A BIDS folder. `suffixes` adds file suffixes and their contrasts; `ingest` overrides `IngestSettings`."""
+    """A BIDS folder.
+
+    Attributes:
+        root: The folder.
+        suffixes: File suffixes beyond those of `bids.CONTRASTS`, and their contrasts.
+        labels: A table of labels beside the folder's own.
+        ingest: Overrides of `IngestSettings`.
+    """
 
     kind: Literal["bids"]
     root: str
     suffixes: dict[str, str] = {}
+    labels: LabelTable | None = None
     ingest: dict[str, Any] = {}
+
+
+class FolderCohort(_CohortSettings):
+    """Scans in folders under names that say what they are.
+
+    Attributes:
+        root: The folder.
+        recipe: A known layout: a key of `recipes.RECIPES`. Either this or `pattern`.
+        pattern: ``{subject_id}-{session}-{contrast}.nii.gz``: see `folders.compile_pattern`.
+        contrast_names: What the pattern's ``{contrast}`` stands for; files with other names are left alone.
+        contrast: Contrast of all scans, where the pattern does not say.
+        labels: A table of labels.
+        ingest: Overrides of `IngestSettings`.
+    """
+
+    kind: Literal["folder"]
+    root: str
+    recipe: str | None = None
+    pattern: str | None = None
+    contrast_names: dict[str, str] = {}
+    contrast: str | None = None
+    labels: LabelTable | None = None
+    ingest: dict[str, Any] = {}
+
+    @model_validator(mode="after")
+    def _one_layout(self) -> FolderCohort:
+        if (self.recipe is None) == (self.pattern is None):
+            raise ValueError("a folder needs either a recipe or a pattern")
+        if self.recipe is not None and self.recipe not in RECIPES:
+            raise ValueError(f"there is no recipe {self.recipe!r}: choose among {', '.join(RECIPES)}")
+        return self
 
 
 class TableCohort(_CohortSettings):
@@ -71,6 +114,7 @@ class TableCohort(_CohortSettings):
         table: The table's path, relative to `root`, or to the manifest where there is no root.
         columns: Standard name (path, subject_id, scan_uid, session, contrast, site, age, sex) to the table's own.
         contrast: Contrast of all scans, where the table has no such column.
+        labels: A table of labels beside it.
         ingest: Overrides of `IngestSettings`.
     """
 
@@ -79,11 +123,17 @@ class TableCohort(_CohortSettings):
     root: str | None = None
     columns: dict[str, str] = {}
     contrast: str | None = None
+    labels: LabelTable | None = None
     ingest: dict[str, Any] = {}
 
 
-CohortSettings = PhantomCohort | BidsCohort | TableCohort
-KINDS: dict[str, type[_CohortSettings]] = {"phantom": PhantomCohort, "bids": BidsCohort, "table": TableCohort}
+CohortSettings = PhantomCohort | BidsCohort | FolderCohort | TableCohort
+KINDS: dict[str, type[_CohortSettings]] = {
+    "phantom": PhantomCohort,
+    "bids": BidsCohort,
+    "folder": FolderCohort,
+    "table": TableCohort,
+}
 
 
 class SplitFiles(_Settings):
@@ -106,6 +156,7 @@ class TaskSettings(_Settings):
         title: The name that a reader sees.
         contrasts: Contrasts used; None uses all.
         splits: Official split files, if there are any.
+        grouped_by: "site" keeps whole sites on one side of a split: how well does it carry over to another scanner?
     """
 
     cohort: str
@@ -115,6 +166,7 @@ class TaskSettings(_Settings):
     title: str = ""
     contrasts: tuple[str, ...] | None = None
     splits: SplitFiles | None = None
+    grouped_by: Literal["subject", "site"] = "subject"
 
     @field_validator("mapping", mode="before")
     @classmethod
@@ -233,7 +285,7 @@ class Manifest(_Settings):
 
 
 def load_manifest(path: str | Path | None = None) -> Manifest:
-    """Read a manifest; by default the project's `data_manifest.yaml`.
+    """Read a manifest; by default the one that ``BRAINFM_MANIFEST`` names, else the project's `data_manifest.yaml`.
 
     Args:
         path: YAML file; a relative path that is not found from the working directory starts at the project's root.
@@ -241,6 +293,7 @@ def load_manifest(path: str | Path | None = None) -> Manifest:
     Raises:
         InputError: The file is missing, is not YAML, or holds an unknown key or a wrong value.
     """
+    path = path if path is not None else os.environ.get("BRAINFM_MANIFEST") or None
     file = Path(path).expanduser() if path is not None else project_root() / MANIFEST_NAME
     if not file.is_absolute() and not file.is_file():
         file = project_root() / file

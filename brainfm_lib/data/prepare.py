@@ -3,30 +3,34 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import pandas as pd
 from tqdm import tqdm
 
 from brainfm_lib.data.cohort import Cohort, describe_cohort, list_scans
 from brainfm_lib.data.geometry import Geometry
-from brainfm_lib.data.ingest import IngestSettings, open_scan
 from brainfm_lib.data.manifest import Manifest, load_manifest
+from brainfm_lib.data.quality import check_headers
+from brainfm_lib.data.settings import IngestSettings
 from brainfm_lib.data.splits import task_table, unmatched_scans
-from brainfm_lib.data.store import open_volumes
+from brainfm_lib.data.store import Volumes, open_volumes
 from brainfm_lib.errors import InputError
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that `check` says. An error must be mended; a warning is worth a look; a note needs nothing."""
+    """One thing that `check` says. An error must be mended; a warning is worth a look; a note needs nothing.
+
+    `rule` is the rule of quality that a scan breaks, where that is the finding.
+    """
 
     level: Literal["ok", "note", "warning", "error"]
     where: str
     sentence: str
+    rule: str = ""
 
 
 def check(manifest_path: str | Path | None = None, *, progress: bool = True) -> list[Finding]:
@@ -53,6 +57,9 @@ def check(manifest_path: str | Path | None = None, *, progress: bool = True) -> 
             findings.append(Finding("error", f"cohort {name}", str(error)))
             continue
         findings += _check_cohort(cohorts[name], progress)
+        if manifest.cohorts[name].verified is False:
+            sentence = "its layout follows the documentation and has not been tried on the real data set: look twice."
+            findings.append(Finding("note", f"cohort {name}", sentence))
     for name, reason in manifest.skipped_tasks().items():
         findings.append(Finding("note", f"task {name}", f"skipped: {reason}."))
     for name in manifest.available_tasks():
@@ -64,36 +71,46 @@ def check(manifest_path: str | Path | None = None, *, progress: bool = True) -> 
     return findings
 
 
+@dataclass(frozen=True)
+class Prepared:
+    """A cohort that has been prepared: its volumes (with what was refused), and how long it took."""
+
+    volumes: Volumes
+    seconds: float
+
+    @property
+    def named(self) -> int:
+        """Scans that the manifest names."""
+        return len(self.volumes) + len(self.volumes.refused)
+
+
 def prepare(
-    manifest_path: str | Path | None = None,
-    *,
+    manifest: Manifest,
     geometry: Geometry,
-    cohorts: Sequence[str] | None = None,
-    max_subjects: int | None = None,
+    *,
+    caps: Mapping[str, int | None] | None = None,
     progress: bool = True,
-) -> pd.DataFrame:
+) -> Iterator[tuple[str, Prepared | InputError]]:
     """Prepare the cohorts that are present; refused scans are listed and the rest goes on.
 
     Args:
-        manifest_path: As in `load_manifest`.
+        manifest: From `load_manifest`.
         geometry: Target grid.
-        cohorts: Their names; default all that are present.
-        max_subjects: Cap for each cohort.
+        caps: Cohort -> most subjects; None takes all.
         progress: Show bars.
 
-    Returns:
-        One row a cohort: cohort, scans, ready, refused, reason (of the first refused scan), seconds.
+    Yields:
+        Cohort by cohort its name and what was made, or why it cannot be described or none of its scans be used.
     """
-    manifest = load_manifest(manifest_path)
-    rows = []
-    for name in cohorts if cohorts is not None else manifest.available_cohorts():
+    for name in manifest.available_cohorts():
         started = time.perf_counter()
-        cohort = describe_cohort(manifest, name, max_subjects=max_subjects)
-        volumes = open_volumes(cohort, geometry, progress=progress, on_error="report")
-        reason = volumes.refused["reason"].iloc[0] if len(volumes.refused) else ""
-        seconds = time.perf_counter() - started
-        rows.append((name, len(cohort), len(volumes), len(volumes.refused), reason, seconds))
-    return pd.DataFrame(rows, columns=["cohort", "scans", "ready", "refused", "reason", "seconds"])
+        try:
+            cohort = describe_cohort(manifest, name, max_subjects=(caps or {}).get(name))
+            volumes = open_volumes(cohort, geometry, progress=progress, on_error="report")
+        except InputError as error:
+            yield name, error
+        else:
+            yield name, Prepared(volumes, time.perf_counter() - started)
 
 
 def _check_cohort(cohort: Cohort, progress: bool) -> list[Finding]:
@@ -102,16 +119,18 @@ def _check_cohort(cohort: Cohort, progress: bool) -> list[Finding]:
     counts = ", ".join(f"{count} {contrast}" for contrast, count in scans["contrast"].value_counts().items())
     what = "simulated subjects" if cohort.kind == "phantom" else "subjects"
     findings = [Finding("ok", where, f"{scans['subject_id'].nunique()} {what}, {len(scans)} scans: {counts}.")]
+    findings += [Finding("warning", where, note) for note in cohort.notes]
+    reasons = [(row.rule, row.reason) for row in cohort.refused.itertuples()]
     if isinstance(cohort.source, IngestSettings):
-        bar = tqdm(
-            scans["path"], desc=f"headers of {cohort.name}", unit="scan", disable=not progress or len(scans) < 100
+        answers = tqdm(
+            check_headers(list(scans["path"]), cohort.source),
+            total=len(scans),
+            desc=f"headers of {cohort.name}",
+            unit="scan",
+            disable=not progress or len(scans) < 100,
         )
-        for path in bar:
-            try:
-                open_scan(path, cohort.source)
-            except InputError as error:
-                findings.append(Finding("error", where, str(error)))
-    return findings
+        reasons += [(refusal.rule, str(refusal)) for refusal in answers if refusal is not None]
+    return findings + [Finding("error", where, reason, rule) for rule, reason in reasons]
 
 
 def _check_task(manifest: Manifest, name: str, cohort: Cohort) -> list[Finding]:

@@ -72,23 +72,33 @@ def task_table(manifest: Manifest, task: str, cohort: Cohort) -> pd.DataFrame:
     return table
 
 
-def assign_splits(table: pd.DataFrame, *, seed: int, test: float = 0.3, val: float = 0.15) -> pd.Series:
+def assign_splits(
+    table: pd.DataFrame, *, seed: int, test: float = 0.3, val: float = 0.15, by_site: bool = False
+) -> pd.Series:
     """Assign whole subjects to train, val and test, with equal shares of each class.
 
     Within each class, subjects stand in the order of a hash of their identifier and are cut at the shares: no random
     generator, the same on every machine. Subjects whose scans carry several labels are a class of their own here.
+    By site, whole sites are assigned instead (sites that share a subject as one), in hash order, so that shares are met
+    as nearly as sites allow and classes as they come.
 
     Args:
         table: With subject_id and label, one row a scan.
         seed: Another seed is another split.
         test: Share of the subjects for testing.
         val: Share of the subjects for validation.
+        by_site: Keep sites whole; `table` then needs the column site.
 
     Returns:
         "train", "val" or "test" for each row.
+
+    Raises:
+        InputError: The shares are impossible, or a side lacks a class where sites are kept whole.
     """
     if not (test >= 0 and val >= 0 and test + val < 1):
         raise InputError(f"the shares test={test:g} and val={val:g} must not be negative and must leave some to train.")
+    if by_site:
+        return _splits_by_site(table, seed, test, val)
     place = {}
     for subjects in _strata(table, seed).values():
         n = len(subjects)
@@ -100,12 +110,16 @@ def assign_splits(table: pd.DataFrame, *, seed: int, test: float = 0.3, val: flo
     return table["subject_id"].map(place).rename("split")
 
 
-def assign_folds(table: pd.DataFrame, *, seed: int, folds: int = 5) -> pd.Series:
+def assign_folds(table: pd.DataFrame, *, seed: int, folds: int = 5, by_site: bool = False) -> pd.Series:
     """Assign whole subjects to folds 0 ... folds - 1, each class dealt out evenly, by hash as in `assign_splits`.
 
+    By site, whole sites are dealt out, the largest first, each to the fold with the fewest subjects.
+
     Raises:
-        InputError: A class has fewer subjects than there are folds.
+        InputError: A class has fewer subjects than there are folds, or by site a fold lacks a class.
     """
+    if by_site:
+        return _folds_by_site(table, seed, folds)
     smallest = int(table.groupby("label")["subject_id"].nunique().min())
     if not 2 <= folds <= smallest:
         raise InputError(
@@ -198,6 +212,72 @@ def held_out_subjects(tables: Iterable[pd.DataFrame]) -> set[str]:
         evaluated = table["split"] != "train" if "split" in table else pd.Series(True, index=table.index)
         held |= set(table["subject_id"][evaluated])
     return held
+
+
+def _site_groups(table: pd.DataFrame, seed: int) -> list[list[str]]:
+    """Subjects by site, sites that share a subject in one group; groups in hash order of their first site."""
+    blank = table["site"].astype(str).str.strip() == ""
+    if blank.any():
+        raise InputError(
+            f"scan {table['scan_uid'][blank].iloc[0]} has no site, so sites cannot be kept whole: give every scan a "
+            "site, or remove `grouped_by: site` from the task."
+        )
+    root = {site: site for site in table["site"].astype(str)}
+
+    def find(site: str) -> str:
+        while root[site] != site:
+            site = root[site]
+        return site
+
+    for _, sites in table.groupby("subject_id")["site"]:
+        first, *others = sorted({find(str(site)) for site in sites})
+        for other in others:
+            root[other] = first
+    groups: dict[str, set[str]] = {}
+    for subject, site in zip(table["subject_id"], table["site"].astype(str)):
+        groups.setdefault(find(site), set()).add(subject)
+    return [sorted(groups[site]) for site in sorted(groups, key=lambda site: _order(site, seed))]
+
+
+def _splits_by_site(table: pd.DataFrame, seed: int, test: float, val: float) -> pd.Series:
+    groups = _site_groups(table, seed)
+    total = sum(map(len, groups))
+    place, counts = {}, {"test": 0, "val": 0, "train": 0}
+    for group in groups:
+        # the side that is furthest below its share takes the next site
+        wanted = {"test": test * total, "val": val * total, "train": (1 - test - val) * total}
+        side = max(wanted, key=lambda name: wanted[name] - counts[name])
+        counts[side] += len(group)
+        place.update(dict.fromkeys(group, side))
+    split = table["subject_id"].map(place).rename("split")
+    _check_classes(table, split, [name for name, share in (("train", 1.0), ("val", val), ("test", test)) if share])
+    return split
+
+
+def _folds_by_site(table: pd.DataFrame, seed: int, folds: int) -> pd.Series:
+    groups = sorted(_site_groups(table, seed), key=len, reverse=True)
+    if not 2 <= folds <= len(groups):
+        raise InputError(
+            f"{folds} folds of whole sites cannot be made of {len(groups)} sites: take 2 to {len(groups)}."
+        )
+    place, sizes = {}, [0] * folds
+    for group in groups:
+        fold = sizes.index(min(sizes))
+        sizes[fold] += len(group)
+        place.update(dict.fromkeys(group, fold))
+    fold_of = table["subject_id"].map(place).astype(int).rename("fold")
+    _check_classes(table, fold_of, range(folds))
+    return fold_of
+
+
+def _check_classes(table: pd.DataFrame, side: pd.Series, sides: Iterable[object]) -> None:
+    for name in sides:
+        lacking = sorted(set(table["label"]) - set(table["label"][side == name]))
+        if lacking:
+            raise InputError(
+                f"with whole sites, {name} has no scan of class {lacking[0]}: the sites differ too much in their "
+                "classes; remove `grouped_by: site` from the task, or take more sites."
+            )
 
 
 def _strata(table: pd.DataFrame, seed: int) -> dict[tuple[int, ...], list[str]]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,8 +15,11 @@ import pandas as pd
 from filelock import FileLock
 from tqdm import tqdm
 
+from brainfm_lib.data.fingerprint import fingerprint, unpack
 from brainfm_lib.data.geometry import Geometry
-from brainfm_lib.errors import InputError, UnreadableError
+from brainfm_lib.data.storage import as_float, as_stored
+from brainfm_lib.data.tables import REFUSED as REFUSED_COLUMNS
+from brainfm_lib.errors import InputError, RefusedScan
 from brainfm_lib.identity import code_digest, stable_hash, write_atomic
 from brainfm_lib.paths import store_dir
 
@@ -23,9 +28,10 @@ if TYPE_CHECKING:
 
 INDEX = "index.parquet"
 REFUSED = "refused.parquet"
+PENDING = ".pending.jsonl"  # what was made since the index was written, a line a scan: a kill loses none of it
+FORMAT = 2  # of the folder
 PHANTOM_BATCH = 4
 WORKERS = 8  # threads at most
-CHECKPOINT = 64  # scans between two writings of the index: at most these are made again after a kill
 HEADER_ONLY = ("brainfm_lib", "brainfm_lib.data")  # packages that only re-export: no part of what makes a volume
 
 
@@ -35,7 +41,7 @@ class Volumes:
     Attributes:
         cohort: Its scans are those that are prepared, in this order: build tables that index volumes from it.
         geometry: The grid.
-        refused: Scans that could not be prepared: scan_uid, reason.
+        refused: Scans of the manifest that cannot be used: scan_uid, rule, reason.
     """
 
     def __init__(self, cohort: Cohort, geometry: Geometry, folder: Path, refused: pd.DataFrame) -> None:
@@ -52,29 +58,68 @@ class Volumes:
 
     @property
     def info(self) -> pd.DataFrame:
-        """What ingest noted of each volume, aligned with `scans`: shape, spacing, affine, grid_affine, foreground."""
-        index = pd.read_parquet(self.folder / INDEX).set_index("file")
-        return index.loc[[file.name for file in self._files]].reset_index(drop=True)
+        """What ingest noted of each volume, aligned with `scans`: see `ingest.prepare_volume`."""
+        return self._index().drop(columns="fingerprint")
+
+    def fingerprints(self) -> np.ndarray:
+        """(N, 512) float32, see `fingerprint.fingerprint`; aligned with `scans`."""
+        return unpack(self._index(["file", "fingerprint"])["fingerprint"])
 
     def read(self, rows: Sequence[int] | np.ndarray) -> np.ndarray:
         """Volumes (B, D, H, W) float32 in [0, 1] of these rows, background exactly 0."""
-        out = np.empty((len(rows), *self.geometry.grid), np.float32)
-        self._fill(rows, out)
-        return out
+        return as_float(self[rows])
 
-    def bank(self) -> np.ndarray:
-        """All volumes (N, D, H, W) float16 in memory."""
-        out = np.empty((len(self), *self.geometry.grid), np.float16)
-        self._fill(range(len(self)), out)
+    def __getitem__(self, rows: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Volumes (B, D, H, W) of these rows as they are stored."""
+        out = np.empty((len(rows), *self.geometry.grid), self.geometry.storage)
+        for place, row in enumerate(rows):
+            out[place] = np.load(self._files[row], mmap_mode="r", allow_pickle=False)
         return out
 
     def select(self, rows: Any) -> Volumes:
         """Some of the volumes: a boolean mask or positions."""
         return Volumes(self.cohort.select(rows), self.geometry, self.folder, self.refused)
 
-    def _fill(self, rows: Sequence[int] | np.ndarray, out: np.ndarray) -> None:
-        for place, row in enumerate(rows):
-            out[place] = np.load(self._files[row], mmap_mode="r", allow_pickle=False)
+    def _index(self, columns: list[str] | None = None) -> pd.DataFrame:
+        index = pd.read_parquet(self.folder / INDEX, columns=columns).set_index("file")
+        return index.loc[[file.name for file in self._files]].reset_index(drop=True)
+
+
+class VolumeSet:
+    """Prepared volumes of one or several cohorts as one, on one grid; nothing is read before it is asked for.
+
+    Args:
+        parts: At least one.
+    """
+
+    def __init__(self, parts: Sequence[Volumes]) -> None:
+        self.parts = list(parts)
+        self._starts = np.cumsum([0, *(len(part) for part in self.parts)])
+        self.dtype = np.dtype(self.parts[0].geometry.storage)
+        self.shape = (len(self), *self.parts[0].geometry.grid)
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that all volumes take as they are stored."""
+        return int(np.prod(self.shape)) * self.dtype.itemsize
+
+    def read(self, rows: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Volumes (B, D, H, W) float32 in [0, 1] of these rows."""
+        return as_float(self[rows])
+
+    def __getitem__(self, rows: Sequence[int] | np.ndarray | slice) -> np.ndarray:
+        """Volumes (B, D, H, W) of these rows as they are stored."""
+        wanted = np.arange(len(self))[rows] if isinstance(rows, slice) else np.asarray(rows, np.int64)
+        owner = np.searchsorted(self._starts, wanted, side="right") - 1
+        out = np.empty((len(wanted), *self.shape[1:]), self.dtype)
+        for number, part in enumerate(self.parts):
+            mine = np.flatnonzero(owner == number)
+            if len(mine):
+                out[mine] = part[wanted[mine] - self._starts[number]]
+        return out
 
 
 def open_volumes(
@@ -98,28 +143,32 @@ def open_volumes(
     Raises:
         InputError: A scan was refused and on_error is "raise".
     """
-    key = stable_hash([cohort.source_key, geometry, code_digest(cohort.code, without=HEADER_ONLY)])
+    key = stable_hash([FORMAT, cohort.source_key, geometry, code_digest(cohort.code, without=HEADER_ONLY)])
     folder = store_dir() / f"{cohort.name}-{key}"
     if _missing(cohort, geometry, folder):
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / ".lock"):
             for leftover in folder.glob(".*.tmp*"):
                 leftover.unlink(missing_ok=True)
+            _merge(folder)
             todo = _missing(cohort, geometry, folder)  # another process may have made them meanwhile
             if todo:
                 _prepare(cohort.select(todo), geometry, folder, progress)
     known = _known_refusals(folder)
-    uids = cohort.scans[["scan_uid", "digest"]]
-    refused = uids.assign(reason=[known.get(digest, "") for digest in uids["digest"]])
-    refused = refused[refused["reason"] != ""].reset_index(drop=True)
-    if len(refused) and on_error == "raise":
-        others = f" ({len(refused) - 1} more scans are listed in {folder / REFUSED})" if len(refused) > 1 else ""
-        raise InputError(f"{refused['reason'][0]}{others}")
-    good = ~cohort.scans["digest"].isin(refused["digest"]).to_numpy()
+    found = cohort.scans[["scan_uid", "digest"]]
+    found = found[found["digest"].isin(list(known))].reset_index(drop=True)
+    found = found.assign(
+        rule=[known[digest][0] for digest in found["digest"]], reason=[known[digest][1] for digest in found["digest"]]
+    )
+    if len(found) and on_error == "raise":
+        others = f" ({len(found) - 1} more scans are listed in {folder / REFUSED})" if len(found) > 1 else ""
+        raise InputError(f"{found['reason'][0]}{others}")
+    good = ~cohort.scans["digest"].isin(found["digest"]).to_numpy()
     if not good.any():
-        raise InputError(f"No scan of cohort {cohort.name} could be prepared: {refused['reason'][0]}")
+        raise InputError(f"No scan of cohort {cohort.name} could be prepared: {found['reason'][0]}")
     kept = cohort if good.all() else cohort.select(good)
-    return Volumes(kept, geometry, folder, refused[["scan_uid", "reason"]])
+    refused = pd.concat([cohort.refused, found[REFUSED_COLUMNS]], ignore_index=True)
+    return Volumes(kept, geometry, folder, refused)
 
 
 def file_name(digest: str) -> str:
@@ -131,7 +180,7 @@ def _missing(cohort: Cohort, geometry: Geometry, folder: Path) -> list[int]:
     """Rows (one for each distinct scan) that are neither prepared whole nor refused before."""
     ready: set[str] = set()
     if (folder / INDEX).is_file():
-        size = int(np.prod(geometry.grid)) * 2
+        size = int(np.prod(geometry.grid)) * np.dtype(geometry.storage).itemsize
         with os.scandir(folder) as entries:
             whole = {entry.name for entry in entries if entry.name.endswith(".npy") and entry.stat().st_size > size}
         ready = whole & set(pd.read_parquet(folder / INDEX, columns=["file"])["file"])
@@ -144,36 +193,54 @@ def _missing(cohort: Cohort, geometry: Geometry, folder: Path) -> list[int]:
     ]
 
 
-def _known_refusals(folder: Path) -> dict[str, str]:
+def _known_refusals(folder: Path) -> dict[str, tuple[str, str]]:
+    """Digest -> rule and reason."""
     if not (folder / REFUSED).is_file():
         return {}
     table = pd.read_parquet(folder / REFUSED)
-    return dict(zip(table["digest"], table["reason"]))
+    return dict(zip(table["digest"], zip(table["rule"], table["reason"])))
 
 
 def _prepare(cohort: Cohort, geometry: Geometry, folder: Path, progress: bool) -> None:
     """Make the volumes of a cohort; the caller holds the folder's lock."""
-    made: list[dict[str, Any]] = []
-    refused: list[dict[str, str]] = []
     makers = _phantoms(cohort, geometry) if cohort.kind == "phantom" else _scans(cohort, geometry)
     bar = tqdm(makers, total=len(cohort), desc=f"preparing {cohort.name}", unit="scan", disable=not progress)
     try:
-        for row, outcome in bar:
-            scan = cohort.scans.iloc[row]
-            if isinstance(outcome, InputError):
-                refused.append({"scan_uid": scan["scan_uid"], "digest": scan["digest"], "reason": str(outcome)})
-                continue
-            volume, info = outcome
-            name = file_name(scan["digest"])
-            with write_atomic(folder / name) as temporary, temporary.open("wb") as handle:
-                np.save(handle, volume.astype(np.float16), allow_pickle=False)
-            made.append({"file": name, **info})
-            if len(made) >= CHECKPOINT:
-                _append(folder / INDEX, made, "file")
-                made = []
+        with (folder / PENDING).open("a", encoding="utf-8") as pending:
+            for row, outcome in bar:
+                digest = cohort.scans["digest"].iloc[row]
+                if isinstance(outcome, RefusedScan):
+                    note = {"digest": digest, "rule": outcome.rule, "reason": str(outcome)}
+                else:
+                    volume, info = outcome
+                    name = file_name(digest)
+                    with write_atomic(folder / name) as temporary, temporary.open("wb") as handle:
+                        np.save(handle, as_stored(volume, geometry.storage), allow_pickle=False)
+                    print_of = base64.b85encode(fingerprint(volume)).decode("ascii")
+                    note = {"file": name, **info, "fingerprint": print_of}
+                pending.write(json.dumps(note) + "\n")
+                pending.flush()
     finally:
-        _append(folder / INDEX, made, "file")
-        _append(folder / REFUSED, refused, "digest")
+        _merge(folder)
+
+
+def _merge(folder: Path) -> None:
+    """Take what is pending into the tables; the caller holds the folder's lock. A line cut off by a kill is dropped."""
+    path = folder / PENDING
+    if not path.is_file():
+        return
+    notes = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            notes.append(json.loads(line))
+        except ValueError:
+            continue
+    made = [note for note in notes if "file" in note]
+    for note in made:
+        note["fingerprint"] = base64.b85decode(note["fingerprint"])
+    _append(folder / INDEX, made, "file")
+    _append(folder / REFUSED, [note for note in notes if "reason" in note], "digest")
+    path.unlink()
 
 
 def _phantoms(cohort: Cohort, geometry: Geometry) -> Iterator[tuple[int, Any]]:
@@ -196,7 +263,8 @@ def _phantoms(cohort: Cohort, geometry: Geometry) -> Iterator[tuple[int, Any]]:
 
 def _scans(cohort: Cohort, geometry: Geometry) -> Iterator[tuple[int, Any]]:
     """Prepare real scans in threads (reading, unpacking and resampling all release the interpreter), in order."""
-    from brainfm_lib.data.ingest import IngestSettings, prepare_volume
+    from brainfm_lib.data.ingest import prepare_volume
+    from brainfm_lib.data.settings import IngestSettings
 
     settings = cohort.source
     assert isinstance(settings, IngestSettings)
@@ -204,10 +272,8 @@ def _scans(cohort: Cohort, geometry: Geometry) -> Iterator[tuple[int, Any]]:
     def one(path: str) -> Any:
         try:
             return prepare_volume(path, geometry, settings)
-        except UnreadableError:  # no property of the scan, so nothing to remember: stop, what is done is kept
-            raise
-        except InputError as error:
-            return error
+        except RefusedScan as refusal:  # any other error is no property of the scan: stop, what is done is kept
+            return refusal
 
     paths = list(cohort.scans["path"])
     yield from _in_order(lambda row: one(paths[row]), range(len(paths)))

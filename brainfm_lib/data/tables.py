@@ -2,15 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import pandas as pd
 
 from brainfm_lib.errors import InputError
 
 STANDARD = ("subject_id", "scan_uid", "session", "contrast", "site", "age", "sex", "path")
+OPTIONAL = ("date",)  # may be named under `columns` too
 UNKNOWN = {"", "n/a", "nan"}
+REFUSED = ["scan_uid", "rule", "reason"]
+
+
+class Scans(NamedTuple):
+    """Scans as a cohort lists them.
+
+    Attributes:
+        table: The columns of `STANDARD` (path absolute) and every other column as text, a row a scan.
+        refused: Scans that cannot be used, with the rule that they break and one sentence: the columns of `REFUSED`.
+        notes: What else is worth a look, a sentence each.
+    """
+
+    table: pd.DataFrame
+    refused: pd.DataFrame
+    notes: tuple[str, ...] = ()
+
+
+def refusals(rows: Sequence[tuple[str, str, str]]) -> pd.DataFrame:
+    """A table of refused scans: (scan_uid, rule, reason)."""
+    return pd.DataFrame(rows, columns=REFUSED, dtype=object)
 
 
 def read_table(path: Path) -> pd.DataFrame:
@@ -66,10 +88,9 @@ def pick_columns(table: pd.DataFrame, columns: Mapping[str, str], path: Path) ->
         InputError: A standard name or a column that does not exist.
     """
     for standard, own in columns.items():
-        if standard not in STANDARD:
-            raise InputError(
-                f"The manifest's columns for {path.name} name {standard!r}: the names are {', '.join(STANDARD)}."
-            )
+        if standard not in STANDARD + OPTIONAL:
+            known = ", ".join(STANDARD + OPTIONAL)
+            raise InputError(f"The manifest's columns for {path.name} name {standard!r}: the names are {known}.")
         if own not in table.columns:
             raise InputError(f"{path} has no column {own!r}: its columns are {', '.join(table.columns)}.")
     taken = table.rename(columns={name: f"{name} (as given)" for name in columns if name in table.columns})
@@ -94,7 +115,7 @@ def tidy(table: pd.DataFrame) -> pd.DataFrame:
     return table[[*STANDARD, *rest]].reset_index(drop=True)
 
 
-def table_scans(path: Path, root: Path, cohort: str, columns: Mapping[str, str], contrast: str | None) -> pd.DataFrame:
+def table_scans(path: Path, root: Path, cohort: str, columns: Mapping[str, str], contrast: str | None) -> Scans:
     """Scans of a table with one row each.
 
     Args:
@@ -105,10 +126,11 @@ def table_scans(path: Path, root: Path, cohort: str, columns: Mapping[str, str],
         contrast: Contrast of all scans, where there is no such column.
 
     Returns:
-        The columns of `STANDARD` (path absolute) and every other column as text.
+        The scans; refused are rows without a path, subject or contrast, with a file that is not there, and rows of
+        one identifier.
 
     Raises:
-        InputError: A column is missing, a row names no subject or a file that is not there, or two rows one scan.
+        InputError: A column is missing, or there is no row at all.
     """
     table = pick_columns(read_table(path), columns, path)
     if contrast is not None:
@@ -120,26 +142,40 @@ def table_scans(path: Path, root: Path, cohort: str, columns: Mapping[str, str],
                 f"{path} has no column {needed!r}: name it under 'columns' in the manifest{cure} "
                 f"(its columns are {', '.join(table.columns)})."
             )
-        blank = table.index[table[needed] == ""]
-        if len(blank):
-            raise InputError(f"{path}, row {blank[0] + 2}: {needed} is empty: fill it in or remove the row.")
-    files = [root / Path(text) for text in table["path"]]
-    for row, text, file in zip(table.index, table["path"], files):
-        if not Path(text).is_absolute() and ".." in Path(text).parts:
-            raise InputError(f"{path}, row {row + 2}: {text} leaves the folder {root}: give a path inside it.")
-        if file.is_dir():
-            raise InputError(
-                f"{path}, row {row + 2}: {file} is a folder: name a NIfTI file (DICOM: dcm2niix -z y -o OUT {file})."
-            )
-        if not file.exists():
-            raise InputError(f"{path}, row {row + 2}: the file {file} does not exist: mend the path or remove the row.")
-    stems = [text.removesuffix(".gz").removesuffix(".nii") for text in table["path"]]
+    if table.empty:
+        raise InputError(f"The table {path} has a header and no row: it needs a row for each scan.")
+    stems = [text.removesuffix(".gz").removesuffix(".nii").removesuffix(".mgz") for text in table["path"]]
     own = table.get("scan_uid", stems)
     table["scan_uid"] = [f"{cohort}/{uid or stem}" for uid, stem in zip(own, stems)]
-    table["path"] = [str(file) for file in files]
     again = table["scan_uid"].duplicated(keep=False)
-    if again.any():
-        uid = table["scan_uid"][again].iloc[0]
-        rows = " and ".join(str(row + 2) for row in table.index[table["scan_uid"] == uid])
-        raise InputError(f"{path}, rows {rows}: the scan {uid} stands there more than once: keep one row a scan.")
-    return tidy(table)
+    kept, refused = [], []
+    for row, uid, text, subject, kind, twice in zip(
+        table.index, table["scan_uid"], table["path"], table["subject_id"], table["contrast"], again
+    ):
+        said = _row_problem(root, text, subject, kind)
+        if not said and twice:
+            rows = " and ".join(str(other + 2) for other in table.index[table["scan_uid"] == uid])
+            said = ("identifier", f"the scan {uid} stands in rows {rows}: keep one row a scan.")
+        kept.append(not said)
+        if said:
+            refused.append((uid, said[0], f"{path}, row {row + 2}: {said[1]}"))
+    table = table[kept]
+    table["path"] = [str(root / text) for text in table["path"]]
+    return Scans(tidy(table), refusals(refused))
+
+
+def _row_problem(root: Path, text: str, subject: str, contrast: str) -> tuple[str, str] | None:
+    """What is wrong with a row of a table of scans: the rule, and the sentence's end; None where nothing is."""
+    for name, value in (("path", text), ("subject_id", subject), ("contrast", contrast)):
+        if value == "":
+            return "identifier", f"{name} is empty: fill it in or remove the row."
+    if not text.startswith("/") and ".." in text and ".." in Path(text).parts:
+        return "file", f"{text} leaves the folder {root}: give a path inside it."
+    file = root / text
+    if file.is_file():
+        return None
+    if file.is_dir():
+        return "file", f"{file} is a folder: name a NIfTI file (DICOM: dcm2niix -z y -o OUT {file})."
+    if file.exists():
+        return "file", f"{file} is no regular file: name a NIfTI file."
+    return "file", f"the file {file} does not exist: mend the path or remove the row."

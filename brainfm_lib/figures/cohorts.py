@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 
 from brainfm_lib.figures.style import OTHERS, WIDTH, figure_function, nothing, panels
 
@@ -38,6 +39,25 @@ def cohort_summary(scans: Mapping[str, pd.DataFrame]) -> Figure:
         row[0].set_title(f"{name}: {len(subjects)} subjects, {len(table)} scans", fontsize=9)
     for axis, text in zip(axes[-1], ("scans, by contrast", "subjects, by site", "subjects, by sex", "age (years)")):
         axis.set_xlabel(text)
+    return figure
+
+
+@figure_function
+def intensity_histogram(volumes: NDArray[np.floating], titles: Sequence[str]) -> Figure:
+    """How the foreground's intensities are distributed, a line a scan.
+
+    Args:
+        volumes: (n, D, H, W) in [0, 1], background 0.
+        titles: n names.
+    """
+    figure, axis = plt.subplots(figsize=(WIDTH, 2.2), layout="constrained")
+    edges = np.linspace(0, 1, 51)
+    for number, (volume, name) in enumerate(zip(volumes, titles)):
+        density, _ = np.histogram(volume[volume > 0], bins=edges, density=True)
+        axis.stairs(density, edges, label=name, color=OTHERS[number % len(OTHERS)])
+    axis.set_xlabel("stored intensity of the foreground")
+    axis.set_ylabel("density")
+    axis.legend(fontsize=7, ncols=4)
     return figure
 
 

@@ -6,6 +6,7 @@ import torch
 from scipy import ndimage
 
 from brainfm_lib.data.augment import FLOOR, AugmentConfig, augment, draw_augmentation, zscore
+from brainfm_lib.errors import InputError
 
 OFF = AugmentConfig(affine=0, flip=0, gamma=0, noise=0, blur=0)
 SHAPE = (12, 20, 16)
@@ -57,6 +58,17 @@ def test_shares_are_those_asked_for():
     assert abs(near(out, flipped) - 0.3) < 0.03
     same = (out == volumes).flatten(1).all(1) | (out == flipped).flatten(1).all(1)
     assert abs(same.float().mean() - 0.75) < 0.03
+
+
+def test_each_orientation_comes_a_third_of_the_time_and_axes_change_places():
+    cube = batch(1, (8, 8, 8))
+    volumes = cube.expand(3000, -1, -1, -1, -1).contiguous()
+    out = augment(volumes, draws(volumes), dataclasses.replace(OFF, orientation=0.9))
+    turned = [cube, cube.permute(0, 1, 3, 4, 2), cube.permute(0, 1, 4, 2, 3)]
+    shares = [(out == one).flatten(1).all(1).float().mean().item() for one in turned]
+    assert np.abs(np.array(shares) - [0.4, 0.3, 0.3]).max() < 0.03 and abs(sum(shares) - 1) < 1e-6
+    with pytest.raises(InputError, match="cubic"):
+        augment(batch(), draws(batch()), dataclasses.replace(OFF, orientation=0.5))
 
 
 @pytest.mark.parametrize("name", ["gamma", "noise", "blur", "flip"])

@@ -126,8 +126,9 @@ def test_table_with_its_own_column_names(make_manifest, tmp_path):
 @pytest.mark.parametrize(
     ("text", "settings", "words"),
     [
-        ("path,subject_id\ns0.nii.gz,a\nx.nii.gz,b\n", {}, r"t\.csv, row 3: the file .*x\.nii\.gz does not exist"),
-        ("path,subject_id\ns0.nii.gz,a\n\ns0.nii.gz,a\n", {}, r"t\.csv, rows 2 and 4: the scan t/s0"),
+        ("path,subject_id\nx.nii.gz,b\n", {}, r"t\.csv, row 2: the file .*x\.nii\.gz does not exist"),
+        ("path,subject_id\ns0.nii.gz,a\n\ns0.nii.gz,a\n", {}, r"t\.csv, row 2: the scan t/s0 stands in rows 2 and 4"),
+        ("path,subject_id\n", {}, r"t\.csv has a header and no row"),
         ("path,subject_id\ns0.nii.gz,\n", {}, r"row 2: subject_id is empty"),
         ("path,subject_id\n../t.nii.gz,a\n", {}, r"row 2: \.\./t\.nii\.gz leaves the folder"),
         ("path,subject_id\n.,a\n", {}, r"row 2: .* is a folder.*dcm2niix"),
@@ -152,6 +153,16 @@ def test_every_bad_table_is_one_sentence_with_its_place(make_manifest, tmp_path,
     with pytest.raises(InputError, match=words) as caught:
         describe_cohort(manifest, "t")
     assert "\n" not in str(caught.value)
+
+
+def test_bad_rows_are_refused_and_the_others_stay(make_manifest, tmp_path):
+    text = "path,subject_id\ns0.nii.gz,a\ngone.nii.gz,b\ns1.nii.gz,\n../x.nii.gz,c\ns1.nii.gz,d\ns1.nii.gz,e\n"
+    write_table(tmp_path, "\ufeff" + text.replace("\n", "\r\n"))
+    cohort = describe_cohort(make_manifest(cohorts={"t": {**TABLE, "contrast": "T1w"}}), "t")
+    assert list(cohort.scans["scan_uid"]) == ["t/s0"]
+    rows = [reason.split(":")[0].split(", ")[-1] for reason in cohort.refused["reason"]]
+    assert rows == ["row 3", "row 4", "row 5", "row 6", "row 7"]
+    assert list(cohort.refused["rule"]) == ["file", "identifier", "file", "identifier", "identifier"]
 
 
 def test_table_that_is_not_utf8(make_manifest, tmp_path):

@@ -7,7 +7,9 @@ import pytest
 from scipy import ndimage
 
 from brainfm_lib.data.geometry import Geometry
-from brainfm_lib.data.ingest import FLOOR, IngestSettings, open_scan, prepare_volume, resample
+from brainfm_lib.data.ingest import FLOOR, prepare_volume, resample
+from brainfm_lib.data.quality import open_scan
+from brainfm_lib.data.settings import IngestSettings
 from brainfm_lib.errors import InputError
 from tests.data.scans import head, save_scan
 
@@ -46,7 +48,9 @@ def test_landmark_lands_within_half_a_voxel_for_all_48_orientations(tmp_path, or
     zooms = np.array([3.0, 4.5, 6.0])
     shape = (64, 44, 34)
     affine = np.eye(4)
-    affine[:3, :3] = tilt() @ np.eye(3)[:, order] @ np.diag(np.array(signs) * zooms)
+    shear = np.eye(3)
+    shear[0, 1], shear[1, 2] = np.tan(np.radians([2.0, -1.5]))  # within tolerance
+    affine[:3, :3] = tilt() @ shear @ np.eye(3)[:, order] @ np.diag(np.array(signs) * zooms)
     affine[:3, 3] = [5, -7, 3] - affine[:3, :3] @ ((np.array(shape) - 1) / 2)
     path = save_scan(tmp_path / "x.nii.gz", phantom_with_landmark(affine, shape, landmark), affine)
     volume, info = prepare_volume(path, GRID, IngestSettings(high=100.0))

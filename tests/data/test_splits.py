@@ -1,3 +1,4 @@
+import numpy as np
 import pandas as pd
 import pytest
 from hypothesis import given, settings
@@ -179,3 +180,47 @@ def test_held_out_subjects_of_splits_and_folds():
     folded = pd.DataFrame({"subject_id": list("de"), "fold": [0, 1]})
     assert held_out_subjects([table, folded]) == set("bcde")
     assert held_out_subjects([]) == set()
+
+
+def by_site(sizes, seed=0):
+    """A table with sites of these sizes; both classes at each, some subjects scanned twice."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for site, size in enumerate(sizes):
+        for number in range(size):
+            for scan in range(rng.integers(1, 3)):
+                rows.append((f"c/{site}-{number}-{scan}", f"{site}-{number}", number % 2, f"site{site}"))
+    return pd.DataFrame(rows, columns=["scan_uid", "subject_id", "label", "site"])
+
+
+def test_sites_are_kept_whole_and_shares_are_met_as_sites_allow():
+    table = by_site([12, 8, 30, 9, 14, 20, 6, 11, 17, 23])
+    split = assign_splits(table, seed=0, by_site=True)
+    assert (split.groupby(table["site"]).nunique() == 1).all()
+    share = table.assign(split=split).drop_duplicates("subject_id")["split"].value_counts(normalize=True)
+    assert abs(share["test"] - 0.3) < 0.15 and abs(share["val"] - 0.15) < 0.12
+    folds = assign_folds(table, seed=0, folds=3, by_site=True)
+    assert (folds.groupby(table["site"]).nunique() == 1).all()
+    sizes = table.assign(fold=folds).drop_duplicates("subject_id")["fold"].value_counts()
+    assert sizes.max() - sizes.min() <= 8
+    shuffled = table.sample(frac=1, random_state=1)
+    assert assign_splits(shuffled, seed=0, by_site=True).sort_index().equals(split)
+
+
+def test_sites_that_share_a_subject_stay_together():
+    table = by_site([10] * 6)
+    traveller = table.iloc[[0]].assign(scan_uid="c/again", site="site4")
+    table = pd.concat([table, traveller], ignore_index=True)
+    split = assign_splits(table, seed=3, by_site=True)
+    assert split[table["site"] == "site0"].iloc[0] == split[table["site"] == "site4"].iloc[0]
+    check_disjoint(table, split)
+
+
+def test_sites_that_cannot_be_kept_whole_are_one_sentence():
+    table = by_site([10] * 4)
+    with pytest.raises(InputError, match="has no site"):
+        assign_splits(table.assign(site=""), seed=0, by_site=True)
+    with pytest.raises(InputError, match="has no scan of class 1"):
+        assign_splits(table.assign(label=(table["site"] == "site0").astype(int)), seed=0, by_site=True)
+    with pytest.raises(InputError, match="5 folds of whole sites cannot be made of 4 sites"):
+        assign_folds(table, seed=0, folds=5, by_site=True)

@@ -14,7 +14,8 @@ from brainfm_lib.data.cohort import describe_cohort
 from brainfm_lib.data.geometry import Geometry
 from brainfm_lib.data.manifest import load_manifest
 from brainfm_lib.data.prepare import prepare
-from brainfm_lib.data.store import open_volumes
+from brainfm_lib.data.storage import as_float, as_stored
+from brainfm_lib.data.store import VolumeSet, open_volumes
 from brainfm_lib.errors import InputError
 from tests.data.scans import head, save_scan
 
@@ -35,6 +36,11 @@ def cohort(make_bids, make_manifest):
     return describe_cohort(make_manifest(cohorts=BIDS), "b")
 
 
+def everything(volumes):
+    """All volumes as they are stored."""
+    return volumes[range(len(volumes))]
+
+
 def contents(folder):
     """Every visible file below, with its bytes."""
     return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("[!.]*")) if p.is_file()}
@@ -42,17 +48,17 @@ def contents(folder):
 
 def test_volumes_are_made_once_and_read_back(cohort, store_folder, monkeypatch):
     volumes = open_volumes(cohort, GRID, progress=False)
-    bank = volumes.bank()
+    bank = everything(volumes)
     assert bank.shape == (6, 16, 18, 16) and bank.dtype == np.float16 and volumes.scans.equals(cohort.scans)
     some = volumes.read([4, 1])
     assert some.dtype == np.float32 and np.array_equal(some, bank[[4, 1]].astype(np.float32))
-    assert np.array_equal(volumes.select([4, 1]).bank(), bank[[4, 1]])
-    assert np.array_equal(volumes.select(cohort.scans["sex"] == "F").bank(), bank[1::2])
+    assert np.array_equal(everything(volumes.select([4, 1])), bank[[4, 1]])
+    assert np.array_equal(everything(volumes.select(cohort.scans["sex"] == "F")), bank[1::2])
     assert list(volumes.info["shape"].map(list)) == [[40, 44, 38]] * 6
     before = contents(store_folder)
     monkeypatch.setattr(store, "_prepare", lambda *_: pytest.fail("prepared again"))
-    assert np.array_equal(open_volumes(cohort, GRID, progress=False).bank(), bank)
-    assert np.array_equal(open_volumes(cohort.select([5, 0]), GRID, progress=False).bank(), bank[[5, 0]])
+    assert np.array_equal(everything(open_volumes(cohort, GRID, progress=False)), bank)
+    assert np.array_equal(everything(open_volumes(cohort.select([5, 0]), GRID, progress=False)), bank[[5, 0]])
     assert contents(store_folder) == before
 
 
@@ -104,11 +110,12 @@ def test_bad_scans_are_refused_and_the_good_ones_prepared(make_bids, make_manife
         open_volumes(cohort, GRID, progress=False)
     assert len(list(store_folder.rglob("*.npy"))) == 3
     volumes = open_volumes(cohort, GRID, progress=False, on_error="report")
-    assert list(volumes.scans["subject_id"]) == ["sub-00", "sub-02", "sub-04"] and len(volumes.bank()) == 3
+    assert list(volumes.scans["subject_id"]) == ["sub-00", "sub-02", "sub-04"] and len(everything(volumes)) == 3
     assert list(volumes.refused["scan_uid"]) == ["b/sub-01_T1w", "b/sub-03_T1w"]
     assert "4D" in volumes.refused["reason"][1]
-    summary = prepare(manifest.path, geometry=GRID, progress=False)
-    assert summary[["scans", "ready", "refused"]].to_numpy().tolist() == [[5, 3, 2]]
+    assert list(volumes.refused["rule"]) == ["finite", "dimensions"]
+    ((name, made),) = prepare(manifest, GRID, progress=False)
+    assert (name, made.named, len(made.volumes), len(made.volumes.refused)) == ("b", 5, 3, 2)
     save_scan(root / "sub-01/anat/sub-01_T1w.nii.gz", head(seed=9))
     save_scan(root / "sub-03/anat/sub-03_T1w.nii.gz", head(seed=8))
     assert len(open_volumes(describe_cohort(manifest, "b"), GRID, progress=False)) == 5
@@ -122,6 +129,53 @@ def test_cohort_without_a_single_good_scan(make_bids, make_manifest):
         open_volumes(cohort, GRID, progress=False, on_error="report")
 
 
+def test_what_was_made_before_a_kill_is_kept(cohort, store_folder, monkeypatch):
+    """A kill leaves the list of what was made, perhaps with half a line at its end; nothing in it is made again."""
+    volumes = open_volumes(cohort, GRID, progress=False)
+    before, folder = contents(store_folder), volumes.folder
+    monkeypatch.setattr(store, "_merge", lambda folder: None)
+    (folder / "index.parquet").unlink()
+    for file in folder.glob("*.npy"):
+        file.unlink()
+    open_again = pytest.raises(FileNotFoundError)
+    with open_again:
+        _ = open_volumes(cohort, GRID, progress=False).info
+    monkeypatch.undo()
+    monkeypatch.setenv("BRAINFM_STORE", str(store_folder))
+    pending = folder / ".pending.jsonl"
+    assert len(pending.read_text().splitlines()) == 6
+    pending.write_text(pending.read_text() + '{"file": "half a li')
+    monkeypatch.setattr(store, "_scans", lambda *_: pytest.fail("made again"))
+    assert np.array_equal(everything(open_volumes(cohort, GRID, progress=False)), everything(volumes))
+    assert contents(store_folder) == before and not pending.exists()
+
+
+def test_several_cohorts_read_as_one(make_bids, make_manifest):
+    make_bids(3, "one")
+    make_bids(4, "two")
+    manifest = make_manifest(cohorts={n: {"kind": "bids", "root": n} for n in ("one", "two")})
+    parts = [open_volumes(describe_cohort(manifest, name), GRID, progress=False) for name in ("one", "two")]
+    together = np.concatenate([everything(part) for part in parts])
+    joined = VolumeSet(parts)
+    assert joined.shape == (7, 16, 18, 16) and joined.nbytes == together.nbytes and len(joined) == 7
+    rows = np.array([6, 0, 3, 2, 3])
+    assert np.array_equal(joined[rows], together[rows]) and joined[rows].dtype == np.float16
+    assert np.array_equal(joined[:2], together[:2]) and joined[:0].shape == (0, 16, 18, 16)
+    assert np.array_equal(joined.read(rows), together[rows].astype(np.float32))
+
+
+def test_uint8_takes_half_the_space_at_a_known_loss(cohort, store_folder):
+    volumes = open_volumes(cohort, GRID, progress=False)
+    small = open_volumes(cohort, Geometry(GRID.grid, GRID.spacing, "uint8"), progress=False)
+    a, b = volumes.read(range(6)), small.read(range(6))
+    assert small.folder != volumes.folder and everything(small).nbytes * 2 == everything(volumes).nbytes
+    assert np.array_equal(a > 0, b > 0), "foreground is the same"
+    error = np.abs(a - b)
+    assert error[a > 0.01].max() < 1 / 510 + 2**-12 and error.max() < 1 / 255
+    exact = np.linspace(0, 1, 1001, dtype=np.float32)
+    assert np.abs(as_float(as_stored(exact, "float16")) - exact).max() <= 2**-12
+
+
 PHANTOMS = {"kind": "phantom", "spec": {"subjects": 40, "conditions": {"NC": 0.5, "AD": 0.5}}}
 
 
@@ -129,20 +183,18 @@ def test_phantoms_do_not_depend_on_how_many_are_asked_for(make_manifest, store_f
     manifest = make_manifest(cohorts={"p": PHANTOMS})
     few = open_volumes(describe_cohort(manifest, "p", max_subjects=3), GRID, progress=False)
     more = open_volumes(describe_cohort(manifest, "p", max_subjects=20), GRID, progress=False)
-    assert few.folder == more.folder and np.array_equal(few.bank(), more.bank()[:3])
+    assert few.folder == more.folder and np.array_equal(everything(few), everything(more)[:3])
     again = describe_cohort(manifest, "p", max_subjects=20).select([19, 2])
     os.environ["BRAINFM_STORE"] = str(store_folder.with_name("other"))
-    assert np.array_equal(open_volumes(again, GRID, progress=False).bank(), more.bank()[[19, 2]])
-    assert (more.bank() > 0).mean() > 0.02 and more.bank().max() <= 1
+    assert np.array_equal(everything(open_volumes(again, GRID, progress=False)), everything(more)[[19, 2]])
+    assert (everything(more) > 0).mean() > 0.02 and everything(more).max() <= 1
 
 
 WORKER = """
 import sys
 from brainfm_lib.data import Geometry, describe_cohort, load_manifest, open_volumes
-from brainfm_lib.data import store
-store.CHECKPOINT = 2
 cohort = describe_cohort(load_manifest(sys.argv[1]), sys.argv[2])
-print(len(open_volumes(cohort, Geometry((16, 18, 16), 10.0), progress=False).bank()), flush=True)
+print(len(open_volumes(cohort, Geometry((16, 18, 16), 10.0), progress=False)), flush=True)
 """
 
 
@@ -209,7 +261,7 @@ def test_sample_data_prepares_whole(sample_data, monkeypatch):
     for name in manifest.cohorts:
         volumes = open_volumes(describe_cohort(manifest, name), geometry, progress=False)
         subjects += volumes.scans["subject_id"].nunique()
-        bank = volumes.bank().astype(np.float32)
+        bank = everything(volumes).astype(np.float32)
         share = (bank > 0).mean(axis=(1, 2, 3))
         assert ((share > 0.1) & (share < 0.55)).all()
         if name != "ds000011":  # brains alone: all have about the same size, 0.9 to 2.1 litres with fluid
@@ -223,19 +275,19 @@ def test_sample_data_prepares_whole(sample_data, monkeypatch):
 
 
 def test_a_disk_error_is_no_property_of_a_scan(make_bids, make_manifest, store_folder, monkeypatch):
-    from brainfm_lib.data import ingest
+    from brainfm_lib.data import quality
 
     make_bids(3)
     cohort = describe_cohort(make_manifest(cohorts=BIDS), "b")
-    voxels = ingest._voxels
+    voxels = quality._unpacked
 
     def broken(image, path):
         if "sub-01" in path:
             raise OSError(5, "Input/output error")
         return voxels(image, path)
 
-    monkeypatch.setattr(ingest, "_voxels", broken)
+    monkeypatch.setattr(quality, "_unpacked", broken)
     with pytest.raises(InputError, match=r"sub-01_T1w\.nii\.gz: .*Input/output error.*try again"):
         open_volumes(cohort, GRID, progress=False, on_error="report")
-    monkeypatch.setattr(ingest, "_voxels", voxels)
+    monkeypatch.setattr(quality, "_unpacked", voxels)
     assert len(open_volumes(cohort, GRID, progress=False)) == 3

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy.stats import norm
+from scipy.special import ndtr
 
 from brainfm_lib.data.phantom.anatomy import lesion_places
 from brainfm_lib.data.phantom.deform import NODES, node_points
@@ -37,7 +37,7 @@ class Lesion:
 def draw_lesion(rng: np.random.Generator, severity: float, effect: float) -> Lesion:
     """A tumour of a subject with this latent severity; `effect` scales how fast its signs grow."""
     places = lesion_places()
-    grade = float(norm.cdf(effect * (severity - 1.5) / 1.5))
+    grade = float(ndtr(effect * (severity - 1.5) / 1.5))
     directions = rng.standard_normal((WAVES, 3)) * 2.2
     return Lesion(
         places[rng.integers(len(places))],

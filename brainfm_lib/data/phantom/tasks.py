@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from scipy.stats import norm
+from scipy.special import ndtr
 
 if TYPE_CHECKING:
     from brainfm_lib.data.phantom.cohort import PhantomSpec
@@ -67,6 +67,6 @@ def ideal_auroc(condition_a: str | Sequence[str], condition_b: str | Sequence[st
     for a in sides[0]:
         for b in sides[1]:
             weight = prevalence.get(a, 1.0) * prevalence.get(b, 1.0)
-            weighed += weight * norm.cdf((severity_mean(b, spec) - severity_mean(a, spec)) / 2**0.5)
+            weighed += weight * ndtr((severity_mean(b, spec) - severity_mean(a, spec)) / 2**0.5)
             total += weight
     return float(weighed / total)
