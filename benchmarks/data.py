@@ -152,6 +152,18 @@ def seconds(work: Callable[[], object]) -> float:
     return time.perf_counter() - started
 
 
+def read_batches(volumes: Volumes, rows: np.ndarray) -> None:
+    """Batches of 16, each let go before the next, as in training."""
+    for start in range(0, len(rows), 16):
+        volumes[rows[start : start + 16]]
+
+
+def read_singly(dataset, rows: np.ndarray) -> None:
+    """One after the other, each let go before the next."""
+    for row in rows:
+        dataset[int(row)]
+
+
 def report(name: str, count: int, mine: list[float], theirs: list[float]) -> None:
     """One row: volumes per second and the ratio within a round."""
     ratios = sorted(t / m for m, t in zip(mine, theirs))
@@ -195,10 +207,13 @@ def main() -> None:
         volumes, cached = ours(paths, work), monai_dataset(paths, work / "cache")
         rows = np.random.default_rng(0).integers(0, len(volumes), 64)
         mine, theirs = [], []
+        small, of_small = ours(paths, work, UINT8), []
         for _ in range(arguments.rounds + 1):
-            mine.append(seconds(lambda: [volumes[rows[start : start + 16]] for start in range(0, 64, 16)]))
-            theirs.append(seconds(lambda: [cached[int(row)] for row in rows]))
-        report("read 96³", 64, mine[1:], theirs[1:])
+            mine.append(seconds(lambda: read_batches(volumes, rows)))
+            of_small.append(seconds(lambda: read_batches(small, rows)))
+            theirs.append(seconds(lambda: read_singly(cached, rows)))
+        report("read 96³, float16", 64, mine[1:], theirs[1:])
+        report("read 96³, uint8", 64, of_small[1:], theirs[1:])
 
         config, step = AugmentConfig(), iter(range(10**6))
         batch = torch.from_numpy(volumes.read(rows[:16])).unsqueeze(1)
@@ -211,6 +226,7 @@ def main() -> None:
         report("augment, batch of 16", 16, mine[1:], theirs[1:])
         storage(volumes)
     duplicates()
+    headers()
 
 
 def storage(volumes: Volumes) -> None:
@@ -239,6 +255,43 @@ def duplicates() -> None:
         prints /= np.linalg.norm(prints, axis=1, keepdims=True)
         prints[1::100] = prints[::100]
         print(f"| {count:,} | {seconds(lambda: near_pairs(prints)):.2f} | {len(near_pairs(prints)):,} |")  # noqa: B023
+
+
+def headers(count: int = 60_000) -> None:
+    """Time and memory of `brainfm check` on a table of many scans, their files sparse behind true headers."""
+    import subprocess
+    import sys
+
+    image = nib.Nifti1Image(np.zeros((1, 1, 1), np.int16), np.diag([1, 1.2, 1.2, 1]))
+    image.header.set_data_shape((160, 192, 192))
+    image.set_sform(image.affine, code=1)
+    image.header["magic"], image.header["vox_offset"] = b"n+1", 352
+    header, size = image.header.binaryblock + bytes(4), 352 + 160 * 192 * 192 * 2
+    with tempfile.TemporaryDirectory() as name:
+        root = Path(name)
+        rows = ["path,subject_id,session,site,age,sex,diagnosis"]
+        for i in range(count):
+            file = root / f"{i // 1000:03d}" / f"{i}.nii"
+            file.parent.mkdir(exist_ok=True)
+            with file.open("wb") as handle:
+                handle.write(header)
+                handle.truncate(size)
+            rows.append(
+                f"{file.relative_to(root)},P{i // 3},v{i % 3},S{i % 40},{50 + i % 40},F,{'NC' if i % 6 < 3 else 'AD'}"
+            )
+        (root / "scans.csv").write_text("\n".join(rows) + "\n")
+        (root / "m.yaml").write_text(
+            "version: 1\npretraining: [c]\ncohorts:\n  c: {kind: table, table: scans.csv, contrast: T1w}\n"
+            "tasks:\n  ad: {cohort: c, label: diagnosis, mapping: {NC: 0, AD: 1}, classes: [NC, AD]}\n"
+        )
+        code = (
+            "import sys, time, resource; t = time.perf_counter(); from brainfm_lib.data.prepare import check;"
+            "f = check(sys.argv[1], progress=False); assert not [x for x in f if x.level == 'error'], f;"
+            "print(time.perf_counter() - t, open('/proc/self/status').read().split('VmHWM:')[1].split()[0])"
+        )
+        done = subprocess.run([sys.executable, "-c", code, root / "m.yaml"], capture_output=True, text=True, check=True)
+    taken, peak = done.stdout.split()
+    print(f"\n`brainfm check` on {count:,} scans: {float(taken):.1f} s, {int(peak) / 1e3:.0f} MB.")
 
 
 if __name__ == "__main__":

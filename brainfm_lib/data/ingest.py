@@ -132,7 +132,7 @@ def resample(
     *,
     threshold: tuple[str, float] | None = None,
 ) -> np.ndarray:
-    """Resample along the axes, one matrix product each; outside the data everything is 0.
+    """Resample along one axis after the other; outside the data everything is 0.
 
     Args:
         data: (X, Y, Z).
@@ -151,12 +151,27 @@ def resample(
     slices = tuple(slice(span[0], span[-1] + 1) for span in spans)
     part = data[slices]
     if threshold is not None:
-        part = _foreground(part, threshold).astype(np.float32)
-    # The axis that lies closest in memory first: its product needs no copy and makes the rest small.
-    for axis in np.argsort(np.abs(data.strides)):
-        kernel = weights[axis][:, slices[axis]]
-        part = np.moveaxis(np.tensordot(part, kernel, axes=(int(axis), 1)), -1, int(axis))
-    return np.ascontiguousarray(part)
+        part = _foreground(part, threshold)
+    # In the order in which the axes lie in memory, slowest first, no step needs a copy; the kernels are a few voxels
+    # wide, so that along the first two axes a sum of few scaled slices beats a matrix product.
+    order = np.argsort([-abs(stride) for stride in data.strides], kind="stable")
+    part = part.transpose(order)
+    kernels = [weights[axis][:, slices[axis]] for axis in order]
+    part = _weighted_sums(part, kernels[0])
+    part = _weighted_sums(part.swapaxes(0, 1), kernels[1]).swapaxes(0, 1)
+    part = np.ascontiguousarray(part) @ kernels[2].T
+    return np.ascontiguousarray(part.transpose(np.argsort(order)))
+
+
+def _weighted_sums(slices: np.ndarray, kernel: np.ndarray) -> np.ndarray:
+    """Sums (out, ...) float32 over the first axis of slices (n, ...) with weights (out, n), most of which are 0."""
+    sums = np.zeros((len(kernel), *slices.shape[1:]), np.float32)
+    scaled = np.empty(slices.shape[1:], np.float32)
+    for total, row in zip(sums, kernel):
+        for place in np.flatnonzero(row):
+            np.multiply(slices[place], row[place], out=scaled, dtype=np.float32, casting="same_kind")
+            total += scaled
+    return sums
 
 
 def _weights(n: int, start: float, step: float, out: int) -> np.ndarray:
@@ -198,4 +213,9 @@ def _largest(mask: np.ndarray) -> np.ndarray:
         return mask
     sizes = np.bincount(pieces.ravel())
     sizes[0] = 0
-    return ndimage.binary_fill_holes(pieces == sizes.argmax())
+    outside, count = ndimage.label(pieces != sizes.argmax())
+    faces = [outside.take(end, axis).ravel() for axis in range(3) for end in (0, -1)]
+    open_air = np.zeros(count + 1, bool)
+    open_air[np.unique(np.concatenate(faces))] = True
+    open_air[0] = False
+    return ~open_air[outside]

@@ -5,14 +5,16 @@ from __future__ import annotations
 import base64
 import json
 import os
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
 from filelock import FileLock
+from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
 from brainfm_lib.data.fingerprint import fingerprint, unpack
@@ -73,7 +75,7 @@ class Volumes:
         """Volumes (B, D, H, W) of these rows as they are stored."""
         out = np.empty((len(rows), *self.geometry.grid), self.geometry.storage)
         for place, row in enumerate(rows):
-            out[place] = np.load(self._files[row], mmap_mode="r", allow_pickle=False)
+            _read_into(self._files[row], out[place])
         return out
 
     def select(self, rows: Any) -> Volumes:
@@ -171,6 +173,15 @@ def open_volumes(
     return Volumes(kept, geometry, folder, refused)
 
 
+def _read_into(file: Path, out: np.ndarray) -> None:
+    """Read a volume of the shape and type of `out` into it: for files of our own, several times as fast as np.load."""
+    with file.open("rb", buffering=0) as handle:
+        start = handle.read(10)
+        handle.seek(10 + int.from_bytes(start[8:10], "little"))
+        if handle.readinto(out.reshape(-1).view(np.uint8)) != out.nbytes:  # type: ignore[arg-type]
+            raise InputError(f"{file} is cut off: delete it, and it is prepared again.")
+
+
 def file_name(digest: str) -> str:
     """Name of the volume of a scan: a hash of its content, no identifier of a person."""
     return f"{stable_hash(digest, 24)}.npy"
@@ -212,12 +223,11 @@ def _prepare(cohort: Cohort, geometry: Geometry, folder: Path, progress: bool) -
                 if isinstance(outcome, RefusedScan):
                     note = {"digest": digest, "rule": outcome.rule, "reason": str(outcome)}
                 else:
-                    volume, info = outcome
+                    stored, info = outcome
                     name = file_name(digest)
                     with write_atomic(folder / name) as temporary, temporary.open("wb") as handle:
-                        np.save(handle, as_stored(volume, geometry.storage), allow_pickle=False)
-                    print_of = base64.b85encode(fingerprint(volume)).decode("ascii")
-                    note = {"file": name, **info, "fingerprint": print_of}
+                        np.save(handle, stored, allow_pickle=False)
+                    note = {"file": name, **info}
                 pending.write(json.dumps(note) + "\n")
                 pending.flush()
     finally:
@@ -243,6 +253,12 @@ def _merge(folder: Path) -> None:
     path.unlink()
 
 
+def _finished(volume: np.ndarray, info: dict[str, Any], geometry: Geometry) -> tuple[np.ndarray, dict[str, Any]]:
+    """What is written of a volume: its voxels as they are stored, and what is noted of it."""
+    print_of = base64.b85encode(fingerprint(volume)).decode("ascii")
+    return as_stored(volume, geometry.storage), {**info, "fingerprint": print_of}
+
+
 def _phantoms(cohort: Cohort, geometry: Geometry) -> Iterator[tuple[int, Any]]:
     """Render phantoms, a few at a time in threads that compute on one core each, in order."""
     from brainfm_lib.data.phantom import PhantomSpec, render
@@ -252,13 +268,13 @@ def _phantoms(cohort: Cohort, geometry: Geometry) -> Iterator[tuple[int, Any]]:
     assert isinstance(spec, PhantomSpec)
 
     def batch(start: int) -> Any:
-        return render(spec, cohort.scans.iloc[start : start + PHANTOM_BATCH], geometry).numpy()
+        volumes = render(spec, cohort.scans.iloc[start : start + PHANTOM_BATCH], geometry).numpy()
+        return [_finished(volume, {"foreground": float((volume > 0).mean())}, geometry) for volume in volumes]
 
     with single_threaded():
         render(spec, cohort.scans.iloc[:1], geometry)  # reads what all scans share, once, before the threads
-        for start, volumes in _in_order(batch, range(0, len(cohort), PHANTOM_BATCH)):
-            for offset, volume in enumerate(volumes):
-                yield start + offset, (volume, {"foreground": float((volume > 0).mean())})
+        for start, finished in _in_order(batch, range(0, len(cohort), PHANTOM_BATCH)):
+            yield from enumerate(finished, start)
 
 
 def _scans(cohort: Cohort, geometry: Geometry) -> Iterator[tuple[int, Any]]:
@@ -271,21 +287,30 @@ def _scans(cohort: Cohort, geometry: Geometry) -> Iterator[tuple[int, Any]]:
 
     def one(path: str) -> Any:
         try:
-            return prepare_volume(path, geometry, settings)
+            return _finished(*prepare_volume(path, geometry, settings), geometry)
         except RefusedScan as refusal:  # any other error is no property of the scan: stop, what is done is kept
             return refusal
 
     paths = list(cohort.scans["path"])
-    yield from _in_order(lambda row: one(paths[row]), range(len(paths)))
+    with threadpool_limits(1, user_api="blas"):  # threads over scans; threads within a product would only wait
+        yield from _in_order(lambda row: one(paths[row]), range(len(paths)))
 
 
 def _in_order(work: Callable[[int], Any], items: Sequence[int]) -> Iterator[tuple[int, Any]]:
     """(item, work(item)) for all items, made in threads; only a few are in flight, because volumes are large."""
     workers = min(WORKERS, os.cpu_count() or 1)
     with ThreadPoolExecutor(workers) as pool:
-        for start in range(0, len(items), 2 * workers):
-            chunk = items[start : start + 2 * workers]
-            yield from zip(chunk, pool.map(work, chunk))
+        waiting: deque[tuple[int, Future[Any]]] = deque()
+        try:
+            for item in items:
+                waiting.append((item, pool.submit(work, item)))
+                if len(waiting) > 2 * workers:
+                    first, future = waiting.popleft()
+                    yield first, future.result()
+            for first, future in waiting:
+                yield first, future.result()
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _append(path: Path, rows: list[dict[str, Any]], key: str) -> None:
