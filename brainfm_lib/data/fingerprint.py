@@ -9,7 +9,8 @@ import pandas as pd
 
 CELLS = 8  # along each axis
 COARSE_DIMENSIONS = 12  # in which the search tree stands
-SAME = 0.03  # of two fingerprints: copies lie within 0.015, two contrasts of one head at least 0.08 apart (52 real scans)
+# Distance of two fingerprints. Copies lie within 0.015, two contrasts of one head at least 0.08 apart (52 real scans).
+SAME = 0.03
 
 
 def fingerprint(volume: np.ndarray) -> bytes:
