@@ -21,6 +21,7 @@ from pydantic import (
 
 from brainfm_lib.data.labels import LabelTable
 from brainfm_lib.data.recipes import RECIPES
+from brainfm_lib.data.strict_yaml import load_yaml
 from brainfm_lib.data.tables import UNKNOWN
 from brainfm_lib.errors import InputError
 from brainfm_lib.paths import MANIFEST_NAME, project_root
@@ -298,7 +299,7 @@ def load_manifest(path: str | Path | None = None) -> Manifest:
     if not file.is_absolute() and not file.is_file():
         file = project_root() / file
     try:
-        content = yaml.load(file.read_text(encoding="utf-8-sig"), Loader=_StrictLoader)
+        content = load_yaml(file.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise InputError(f"There is no manifest {file}: check the path or copy the shipped {MANIFEST_NAME}.") from None
     except (OSError, UnicodeDecodeError, RecursionError) as error:
@@ -354,18 +355,3 @@ def _pick(table: dict[str, Any], name: str, what: str, path: Path) -> Any:
 
 def _unset(text: str) -> list[str]:
     return [match[1] or match[2] for match in VARIABLE.finditer(text) if not os.environ.get(match[1] or match[2])]
-
-
-class _StrictLoader(yaml.SafeLoader):
-    """The safe loader, which also refuses a key given twice: plain YAML silently keeps the last."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for key_node, _ in node.value:
-            if isinstance(key_node, yaml.ScalarNode) and key_node.tag != "tag:yaml.org,2002:merge":
-                if key_node.value in seen:
-                    raise yaml.constructor.ConstructorError(
-                        None, None, f"the key {key_node.value!r} is given twice", key_node.start_mark
-                    )
-                seen.add(key_node.value)
-        return super().construct_mapping(node, deep=deep)

@@ -65,6 +65,15 @@ def test_paths_start_at_the_manifest_and_variables_expand(make_manifest, tmp_pat
         ("just text", r"must hold keys"),
         ("!!python/object/apply:os.system ['true']", r"not valid YAML"),
         ("version: 2\ncohorts: {}", r"'version'"),
+        (
+            "a: &a [x, x]\n"
+            + "\n".join(f"{n}: &{n} [*{p}, *{p}, *{p}, *{p}]" for p, n in zip("abcdefghij", "bcdefghijk")),
+            r"unfold",
+        ),
+        ("version: 1\ncohorts: &c\n  a: *c\n", r"contains itself"),
+        ("a: &a {x: 1}\nb: {<<: *a}\n", r"merge key"),
+        ("version: 1\ncohorts: [" * 2000, r"valid YAML|cannot be read"),
+        ("version: 1\x00\ncohorts: {}", r"not valid YAML"),
         ({"cohorts": {"a": {"kind": "bids", "rot": "x", "root": "y"}}}, r"'cohorts\.a\.rot'.*root"),
         ({"cohorts": {"a": {"kind": "bids"}}}, r"'cohorts\.a\.root'"),
         ({"cohorts": {"a": {"kind": "nifti"}}}, r"'cohorts\.a'.*bids"),
