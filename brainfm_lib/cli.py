@@ -83,10 +83,7 @@ def prepare(manifest: ManifestOption = None, profile: ProfileOption = "quick", r
     from brainfm_lib.data_report import summary, write_prepare_report
 
     settings, known = load_profile(profile), load_manifest(manifest)
-    caps = {
-        name: settings.subjects.pretraining if name in known.pretraining else settings.subjects.downstream
-        for name in known.available_cohorts()
-    }
+    caps = {name: settings.subjects.of(name, known) for name in known.available_cohorts()}
     made, refused = [], []
     for name, one in prepare_data(known, settings.geometry, caps=caps):
         if isinstance(one, InputError):

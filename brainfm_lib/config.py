@@ -12,6 +12,7 @@ import yaml
 
 from brainfm_lib.data.augment import AugmentConfig
 from brainfm_lib.data.geometry import Geometry
+from brainfm_lib.data.manifest import Manifest
 from brainfm_lib.errors import InputError
 from brainfm_lib.finetune import FinetuneConfig
 from brainfm_lib.losses.spectral import SpectralConfig
@@ -31,6 +32,10 @@ class SubjectCaps:
 
     pretraining: int | None = None
     downstream: int | None = None
+
+    def of(self, cohort: str, manifest: Manifest) -> int | None:
+        """The cap of a cohort, by what the manifest uses it for."""
+        return self.pretraining if cohort in manifest.pretraining else self.downstream
 
 
 @dataclass(frozen=True)

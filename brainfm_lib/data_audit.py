@@ -29,7 +29,7 @@ def refused_table(study: Study) -> pd.DataFrame:
 def leak_table(study: Study) -> pd.DataFrame:
     """Who and what stands on two sides: subjects, and scans that are nearly the same under whatever name."""
     pairs = study.duplicates
-    evaluated, scans_evaluated, torn, contradicting = set(), set(), 0, 0
+    evaluated, scans_evaluated, divided, torn, contradicting = set(), set(), 0, 0, 0
     for task in study.tasks:
         table = study.task_table(task)
         division = "split" if "split" in table else "fold"
@@ -37,6 +37,7 @@ def leak_table(study: Study) -> pd.DataFrame:
         cohort = study.manifest.tasks[task].cohort
         evaluated |= {(cohort, subject) for subject in held["subject_id"].astype(str)}
         scans_evaluated |= set(held["scan_uid"])
+        divided += int((table.groupby("subject_id")[division].nunique() > 1).sum())
         torn += len(torn_pairs(dict(zip(table["scan_uid"], table[division].astype(str))), pairs))
         contradicting += len(label_conflicts(table, pairs))
     trained, scans_trained = set(), set()
@@ -46,7 +47,7 @@ def leak_table(study: Study) -> pd.DataFrame:
         scans_trained |= set(scans["scan_uid"])
     side = {**dict.fromkeys(scans_evaluated, "evaluated"), **dict.fromkeys(scans_trained - scans_evaluated, "trained")}
     questions = {
-        "subjects on two sides of a task": 0,  # `task_table` ends with an error where there is one
+        "subjects on two sides of a task": divided,
         "subjects in pretraining and evaluated by a task": len(trained & evaluated),
         "pairs of nearly the same scan": len(pairs),
         "of these, under two subjects": int((~pairs["same_subject"].astype(bool)).sum()),

@@ -39,8 +39,7 @@ class StudyData:
         No voxel of a phantom is made for it; real scans are prepared, because a scan may turn out to be unusable.
         """
         if name not in self._cohorts:
-            caps = self.profile.subjects
-            cap = caps.pretraining if name in self.manifest.pretraining else caps.downstream
+            cap = self.profile.subjects.of(name, self.manifest)
             described = describe_cohort(self.manifest, name, max_subjects=cap)
             if described.kind != "phantom":
                 self._volumes[name] = self._open(described)

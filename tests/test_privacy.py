@@ -1,6 +1,5 @@
 """No identifier of a person and no free text of a header reaches runs or results."""
 
-import os
 import stat
 
 import nibabel as nib
@@ -111,4 +110,3 @@ def test_without_a_setting_the_key_lies_outside_the_project(monkeypatch, tmp_pat
     monkeypatch.delenv("BRAINFM_KEY", raising=False)
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
     assert key_file() == tmp_path / "config" / "brainfm" / "pseudonyms.key"
-    assert os.path.commonpath([key_file(), tmp_path]) == str(tmp_path)

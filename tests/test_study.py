@@ -1,9 +1,13 @@
 """A study never pretrains on whom it tests, and says what a page rests on."""
 
+import numpy as np
 import pytest
 import yaml
+from scipy.ndimage import gaussian_filter
 
+from brainfm_lib import data_audit
 from brainfm_lib.study import Study
+from tests.data.scans import head, save_scan
 
 CONDITIONS = {"NC": 0.5, "AD": 0.5}
 TASK = {"cohort": "test", "label": "diagnosis", "mapping": {"NC": 0, "AD": 1}, "classes": ["NC", "AD"]}
@@ -46,6 +50,40 @@ def test_the_same_scans_under_another_cohorts_name_are_kept_out_of_pretraining(o
     assert evaluated_on(study) & set(study.cohort("pre").scans["digest"])
     assert trained_on(study) and not trained_on(study) & evaluated_on(study)
     assert trained_on(open_study(seeds=(1, 1), transductive=True)) & evaluated_on(study)
+
+
+def test_copies_that_were_saved_again_are_kept_out_of_pretraining(tmp_path):
+    """Another cohort holds a tested scan, rescaled and under another name: its subject is not trained on."""
+
+    def brain(seed):
+        coarse = gaussian_filter(np.random.default_rng(seed).standard_normal(head().shape), 4)
+        return np.where(head() != 0, 300 + 60 * coarse / coarse.std(), 0).astype(np.float32)
+
+    rows = ["participant_id\tgroup"]
+    for i in range(12):
+        save_scan(tmp_path / f"tested/sub-{i:02d}/anat/sub-{i:02d}_T1w.nii.gz", brain(i))
+        rows.append(f"sub-{i:02d}\t{'case' if i % 2 else 'control'}")
+    (tmp_path / "tested/participants.tsv").write_text("\n".join(rows) + "\n")
+    for i in range(12):
+        copy = 2.5 * brain(3) if i == 5 else brain(100 + i)
+        save_scan(tmp_path / f"other/sub-x{i:02d}/anat/sub-x{i:02d}_T1w.nii", copy)
+    task = {"cohort": "tested", "label": "group", "mapping": {"control": 0, "case": 1}, "classes": ["control", "case"]}
+    manifest = {
+        "version": 1,
+        "pretraining": ["other"],
+        "cohorts": {name: {"kind": "bids", "root": name} for name in ("other", "tested")},
+        "tasks": {"disease": task},
+    }
+    path = tmp_path / "m.yaml"
+    path.write_text(yaml.safe_dump(manifest))
+    study = Study("tiny", path, progress=False)
+    train, held = study.pretraining_rows["other"]
+    subjects = study.cohort("other").scans["subject_id"]
+    assert "sub-x05" in set(subjects.iloc[held]) and "sub-x05" not in set(subjects.iloc[train])
+    assert len(train) == 9 and len(study.duplicates) == 1
+    found = data_audit.leak_table(study).set_index("what a reviewer would look for")["found"]
+    assert found["pairs of nearly the same scan"] == 1 and found["of these, under two subjects"] == 1
+    assert found["of these, in pretraining and evaluated by a task"] == 0
 
 
 def test_an_unrelated_cohort_makes_no_run_stale_but_the_pages_that_list_it(open_study):

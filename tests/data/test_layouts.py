@@ -1,7 +1,5 @@
 """Folders laid out like known data sets, made here, read through the shipped manifest."""
 
-import shutil
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -148,7 +146,7 @@ def test_a_diagnosis_comes_from_the_nearest_visit_within_the_window(tmp_path, mo
         "ADNI/101_2010-05-05": "",
         "ADNI/230_2011-01-01": "3",
     }
-    assert scans["visit_days"].tolist()[1:] == [22.0, 17.0, 59.0] or set(scans["visit_days"].dropna()) == {22, 17, 59}
+    assert set(scans["visit_days"].dropna()) == {22, 17, 59}
     assert "1 of 4 scans have no row within 180 days in diagnoses.csv" in cohort.notes[0]
     assert "date" not in scans
 
@@ -269,4 +267,3 @@ def test_labels_may_stand_beside_a_bids_folder(make_bids, make_manifest):
     labels = {"table": "scores.csv", "subject": "id", "columns": {"score": "score"}}
     manifest = make_manifest(cohorts={"b": {"kind": "bids", "root": "bids", "labels": labels}})
     assert list_scans(manifest, "b").scans["score"].tolist() == ["low", "", "high", ""]
-    shutil.rmtree(root)

@@ -164,6 +164,26 @@ def test_several_cohorts_read_as_one(make_bids, make_manifest):
     assert np.array_equal(joined.read(rows), together[rows].astype(np.float32))
 
 
+@pytest.mark.parametrize("storage", ["float16", "uint8"])
+def test_batches_are_the_same_whether_volumes_are_held_or_read_as_needed(cohort, storage, monkeypatch):
+    import torch
+
+    from brainfm_lib.data import batches
+
+    volumes = VolumeSet([open_volumes(cohort, Geometry(GRID.grid, GRID.spacing, storage), progress=False)])
+    held = batches.Batches(volumes, torch.device("cpu"))
+    monkeypatch.setattr(batches, "HELD", 0.0)
+    read = batches.Batches(volumes, torch.device("cpu"))
+    assert isinstance(held.volumes, np.ndarray) and read.volumes is volumes
+    first, second = np.array([3, 0, 5]), np.array([1, 4, 2])
+    read.read_ahead(first)
+    read.read_ahead(second)
+    for rows in (first, second, first):  # the last was not announced
+        assert torch.equal(read(rows), held(rows))
+        assert np.allclose(read(rows)[:, 0].numpy(), volumes.read(rows), atol=1e-7)
+    assert not read.ahead
+
+
 def test_uint8_takes_half_the_space_at_a_known_loss(cohort, store_folder):
     volumes = open_volumes(cohort, GRID, progress=False)
     small = open_volumes(cohort, Geometry(GRID.grid, GRID.spacing, "uint8"), progress=False)
