@@ -115,6 +115,8 @@ class VolumeSet:
     def __getitem__(self, rows: Sequence[int] | np.ndarray | slice) -> np.ndarray:
         """Volumes (B, D, H, W) of these rows as they are stored."""
         wanted = np.arange(len(self))[rows] if isinstance(rows, slice) else np.asarray(rows, np.int64)
+        if len(self.parts) == 1:
+            return self.parts[0][wanted]
         owner = np.searchsorted(self._starts, wanted, side="right") - 1
         out = np.empty((len(wanted), *self.shape[1:]), self.dtype)
         for number, part in enumerate(self.parts):

@@ -147,14 +147,16 @@ def table_scans(path: Path, root: Path, cohort: str, columns: Mapping[str, str],
     stems = [text.removesuffix(".gz").removesuffix(".nii").removesuffix(".mgz") for text in table["path"]]
     own = table.get("scan_uid", stems)
     table["scan_uid"] = [f"{cohort}/{uid or stem}" for uid, stem in zip(own, stems)]
-    again = table["scan_uid"].duplicated(keep=False)
+    rows_of: dict[str, list[int]] = {}
+    for row, uid in zip(table.index, table["scan_uid"]):
+        rows_of.setdefault(uid, []).append(row + 2)
     kept, refused = [], []
-    for row, uid, text, subject, kind, twice in zip(
-        table.index, table["scan_uid"], table["path"], table["subject_id"], table["contrast"], again
+    for row, uid, text, subject, kind in zip(
+        table.index, table["scan_uid"], table["path"], table["subject_id"], table["contrast"]
     ):
         said = _row_problem(root, text, subject, kind)
-        if not said and twice:
-            rows = " and ".join(str(other + 2) for other in table.index[table["scan_uid"] == uid])
+        if not said and len(rows_of[uid]) > 1:
+            rows = " and ".join(map(str, rows_of[uid][:3])) + (" ..." if len(rows_of[uid]) > 3 else "")
             said = ("identifier", f"the scan {uid} stands in rows {rows}: keep one row a scan.")
         kept.append(not said)
         if said:

@@ -1,4 +1,5 @@
 import dataclasses
+import time
 
 import numpy as np
 import pytest
@@ -163,6 +164,15 @@ def test_bad_rows_are_refused_and_the_others_stay(make_manifest, tmp_path):
     rows = [reason.split(":")[0].split(", ")[-1] for reason in cohort.refused["reason"]]
     assert rows == ["row 3", "row 4", "row 5", "row 6", "row 7"]
     assert list(cohort.refused["rule"]) == ["file", "identifier", "file", "identifier", "identifier"]
+
+
+def test_a_table_whose_rows_all_have_one_identifier_ends_soon(make_manifest, tmp_path):
+    rows = "".join(f"s{i % 2}.nii.gz,p{i},same\n" for i in range(20_000))
+    write_table(tmp_path, f"path,subject_id,scan_uid\n{rows}")
+    started = time.perf_counter()
+    with pytest.raises(InputError, match=r"row 2: the scan t/same stands in rows 2 and 3 and 4 \.\.\.: keep one"):
+        describe_cohort(make_manifest(cohorts={"t": {**TABLE, "contrast": "T1w"}}), "t")
+    assert time.perf_counter() - started < 20
 
 
 def test_table_that_is_not_utf8(make_manifest, tmp_path):
