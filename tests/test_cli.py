@@ -163,8 +163,12 @@ def test_pretraining_from_the_command_line_leaves_a_run_and_resumes_for_free(pro
 
 
 def test_pretraining_within_minutes_keeps_its_plan(project):
-    words = ("pretrain", "--profile", "tiny", "--objective", "all", "--minutes", "0.5", "--cpu")
-    first = brainfm(*words, cwd=project)
+    for minutes in ("0.5", "1", "2"):  # a busy machine may need longer before the first step; it says so
+        words = ("pretrain", "--profile", "tiny", "--objective", "all", "--minutes", minutes, "--cpu")
+        first = brainfm(*words, cwd=project)
+        if first.returncode == 0:
+            break
+        assert "give more minutes" in one_sentence(first)
     assert first.returncode == 0, first.stderr
     assert first.stdout.count("pretrain-") == 4
     again = brainfm(*words, cwd=project)
