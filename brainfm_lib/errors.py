@@ -18,8 +18,9 @@ class RefusedScan(InputError):
 
     Attributes:
         rule: Which: a key of `brainfm_lib.data.quality.RULES`.
+        lasting: Whether the same file would be refused again; False where disk, network or a program failed.
     """
 
-    def __init__(self, rule: str, sentence: str) -> None:
+    def __init__(self, rule: str, sentence: str, *, lasting: bool = True) -> None:
         super().__init__(sentence)
-        self.rule = rule
+        self.rule, self.lasting = rule, lasting

@@ -62,11 +62,14 @@ def brain_mask(path: str | Path, data: np.ndarray, affine: np.ndarray, brain: st
         try:
             done = subprocess.run(command, capture_output=True, timeout=PATIENCE, env=environment, check=False)
         except subprocess.TimeoutExpired:
-            raise RefusedScan("brain", f"{path}: {command[0]} took over {PATIENCE} s: look at the scan.") from None
+            sentence = f"{path}: {command[0]} took over {PATIENCE} s: look at the scan."
+            raise RefusedScan("brain", sentence, lasting=False) from None
         if done.returncode or not made.is_file():
             said = words(ValueError(done.stderr.decode(errors="replace")[-300:]))
             raise RefusedScan(
-                "brain", f"{path}: {command[0]} failed with status {done.returncode} ({said}): look at the scan."
+                "brain",
+                f"{path}: {command[0]} failed with status {done.returncode} ({said}): look at the scan.",
+                lasting=False,  # it may be the licence, the memory or the card
             )
         kept = np.asarray(nibabel.load(made).dataobj) != 0  # type: ignore[attr-defined]
     if kept.shape != data.shape or not kept.any():

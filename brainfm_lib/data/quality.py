@@ -65,7 +65,9 @@ def open_scan(path: str | Path, settings: IngestSettings) -> Any:
         kind = image.get_data_dtype()
     except (OSError, EOFError, ValueError, zlib.error, nibabel.filebasedimages.ImageFileError) as error:
         raise RefusedScan(
-            "file", f"{path}: this is no readable scan ({words(error)}): copy or convert it anew."
+            "file",
+            f"{path}: this is no readable scan ({words(error)}): copy or convert it anew.",
+            lasting=getattr(error, "errno", None) is None,
         ) from error
     except nibabel.spatialimages.HeaderDataError as error:
         raise RefusedScan("file", f"{path}: the header is damaged ({words(error)}): convert the file anew.") from error

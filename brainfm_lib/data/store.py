@@ -149,6 +149,7 @@ def open_volumes(
     """
     key = stable_hash([FORMAT, cohort.source_key, geometry, code_digest(cohort.code, without=HEADER_ONLY)])
     folder = store_dir() / f"{cohort.name}-{key}"
+    passing: dict[str, tuple[str, str]] = {}
     if _missing(cohort, geometry, folder):
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / ".lock"):
@@ -157,8 +158,8 @@ def open_volumes(
             _merge(folder)
             todo = _missing(cohort, geometry, folder)  # another process may have made them meanwhile
             if todo:
-                _prepare(cohort.select(todo), geometry, folder, progress)
-    known = _known_refusals(folder)
+                passing = _prepare(cohort.select(todo), geometry, folder, progress)
+    known = {**_known_refusals(folder), **passing}
     found = cohort.scans[["scan_uid", "digest"]]
     found = found[found["digest"].isin(list(known))].reset_index(drop=True)
     found = found.assign(
@@ -214,14 +215,22 @@ def _known_refusals(folder: Path) -> dict[str, tuple[str, str]]:
     return dict(zip(table["digest"], zip(table["rule"], table["reason"])))
 
 
-def _prepare(cohort: Cohort, geometry: Geometry, folder: Path, progress: bool) -> None:
-    """Make the volumes of a cohort; the caller holds the folder's lock."""
+def _prepare(cohort: Cohort, geometry: Geometry, folder: Path, progress: bool) -> dict[str, tuple[str, str]]:
+    """Make the volumes of a cohort; the caller holds the folder's lock.
+
+    Returns:
+        Digest -> rule and reason of the refusals that are not remembered: the scans are tried again the next time.
+    """
+    passing: dict[str, tuple[str, str]] = {}
     makers = _phantoms(cohort, geometry) if cohort.kind == "phantom" else _scans(cohort, geometry)
     bar = tqdm(makers, total=len(cohort), desc=f"preparing {cohort.name}", unit="scan", disable=not progress)
     try:
         with (folder / PENDING).open("a", encoding="utf-8") as pending:
             for row, outcome in bar:
                 digest = cohort.scans["digest"].iloc[row]
+                if isinstance(outcome, RefusedScan) and not outcome.lasting:
+                    passing[cohort.scans["digest"].iloc[row]] = (outcome.rule, str(outcome))
+                    continue
                 if isinstance(outcome, RefusedScan):
                     note = {"digest": digest, "rule": outcome.rule, "reason": str(outcome)}
                 else:
@@ -234,6 +243,7 @@ def _prepare(cohort: Cohort, geometry: Geometry, folder: Path, progress: bool) -
                 pending.flush()
     finally:
         _merge(folder)
+    return passing
 
 
 def _merge(folder: Path) -> None:

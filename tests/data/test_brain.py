@@ -119,3 +119,17 @@ def test_the_store_remembers_how_and_keeps_no_free_text(tmp_path, make_manifest,
         folders.add(volumes.folder)
     assert len(folders) == 2
     assert not any(b"DOE" in file.read_bytes() for file in (tmp_path / "store").rglob("*") if file.is_file())
+
+
+def test_a_scan_that_a_failing_program_refused_is_tried_again(tmp_path, make_manifest, monkeypatch, install):
+    monkeypatch.setenv("BRAINFM_STORE", str(tmp_path / "store"))
+    whole_head(tmp_path / "a.nii.gz")
+    (tmp_path / "scans.csv").write_text("path,subject_id\na.nii.gz,A\n")
+    table = {"kind": "table", "table": "scans.csv", "contrast": "T1w", "ingest": {"brain": "bet"}}
+    install("bet", "sys.exit('no licence')")
+    cohort = describe_cohort(make_manifest(cohorts={"c": table}), "c")
+    with pytest.raises(InputError, match="no licence"):
+        open_volumes(cohort, GRID, progress=False)
+    install("bet")
+    volumes = open_volumes(cohort, GRID, progress=False)
+    assert len(volumes) == 1 and len(volumes.refused) == 0
