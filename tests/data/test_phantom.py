@@ -1,16 +1,24 @@
 """Phantoms: the same bytes however they are asked for, no folds, the stored convention, and a signal that is known."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
+from scipy.special import ndtr
 
+from brainfm_lib.analysis.spectrum import radial_power
 from brainfm_lib.data.geometry import Geometry
-from brainfm_lib.data.phantom import CONDITIONS, PhantomSpec, describe, ideal_auroc, render
+from brainfm_lib.data.phantom import CONDITIONS, PhantomSpec, describe, dials, ideal_auroc, render
 from brainfm_lib.data.phantom.deform import exponentiate, jacobian_determinant, random_velocity
+from brainfm_lib.data.phantom.draws import draw
+from brainfm_lib.data.phantom.rendering import render_draws, single_threaded
 from brainfm_lib.errors import InputError
+from brainfm_lib.stats import auroc
 
 GRID = Geometry((32, 32, 32), 5.75)
-SPEC = PhantomSpec(seed=5, subjects=6, scans_per_subject=2, conditions=(("NC", 0.5), ("4", 0.5)))
+MIXED = (("NC", 0.3), ("4", 0.3), ("dimension-8-case", 0.4))
+SPEC = PhantomSpec(seed=5, subjects=6, scans_per_subject=2, conditions=MIXED)
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +56,31 @@ def test_the_same_subject_differs_between_scans_and_subjects_differ(rendered):
     assert {"subject_id", "session", "scan", "contrast", "site", "age", "sex", "diagnosis", "severity"} <= set(scans)
 
 
+@pytest.mark.parametrize("spacing", [2.0, 4.0])
+def test_a_grid_with_a_coarser_lattice_gives_the_same_bytes_too(spacing):
+    grid = Geometry((48, 40, 56), spacing)
+    scans = describe(SPEC).iloc[:3]
+    volumes = render(SPEC, scans, grid)
+    assert torch.equal(render(SPEC, scans.iloc[[2, 0]], grid), volumes[[2, 0]])
+    assert torch.isfinite(volumes).all() and volumes.max() <= 1 and (volumes > 0).any()
+
+
+def test_a_finer_grid_shows_the_same_brain():
+    fine, coarse = (render(SPEC, describe(SPEC).iloc[:4], Geometry((n,) * 3, 192 / n)) for n in (64, 32))
+    averaged = torch.nn.functional.avg_pool3d(fine[:, None], 2)[:, 0]
+    for a, b in zip(averaged, coarse, strict=True):
+        assert torch.corrcoef(torch.stack([a.flatten(), b.flatten()]))[0, 1] > 0.9
+
+
+def test_site_effect_sets_how_far_scanners_differ():
+    bias = {}
+    for effect in (0.0, 1.0):
+        spec = dataclasses.replace(SPEC, subjects=60, sites=8, site_effect=effect, nuisance=1.0)
+        sites = {site: draw(spec, i, 0) for i, site in enumerate(describe(spec)["site"][::2])}
+        bias[effect] = np.std([d.scanner[:, 1].max() for d in sites.values()])
+    assert bias[0.0] == 0 and bias[1.0] > 0.1
+
+
 def test_deformations_do_not_fold():
     velocities = [random_velocity(np.random.default_rng(seed), 1.0) for seed in range(30)]
     determinant = jacobian_determinant(exponentiate(torch.from_numpy(np.stack(velocities))))
@@ -62,6 +95,69 @@ def test_ideal_auroc_is_that_of_the_latent(a, b):
     measured = (high[:, None] > low[None]).mean()
     assert measured == pytest.approx(ideal_auroc(a, b, spec), abs=0.02)
     assert set(CONDITIONS) >= {a, b}
+
+
+@pytest.mark.parametrize("setting", dials.FACTORS)
+def test_no_setting_of_a_dial_changes_the_ideal_auroc(setting):
+    rng, mine = np.random.default_rng(1), list(dials.FACTORS[setting])
+    labels = np.arange(20_000) % 2
+    means = [CONDITIONS[f"{setting}-{name}"].mean for name in ("control", "case")]
+    factors = np.stack([dials.draw_factors(setting, means[y] + rng.standard_normal(), rng) for y in labels])
+    stated = ndtr(dials.SEPARATION / 2**0.5)
+    assert auroc(labels, factors[:, mine].sum(1)) == pytest.approx(stated, abs=0.01)
+    assert ideal_auroc(f"{setting}-control", f"{setting}-case", PhantomSpec()) == pytest.approx(stated, abs=1e-9)
+    # each of the d factors tells as much as the others, and together they fill d directions
+    alone = ndtr(dials.SEPARATION / np.sqrt(2 * len(mine)))
+    assert np.allclose([auroc(labels, factors[:, k]) for k in mine], alone, atol=0.015)
+    within = factors - np.stack([factors[labels == y].mean(0) for y in (0, 1)])[labels]
+    assert np.abs(np.cov(within.T) - np.eye(dials.COUNT)).max() < 0.05
+    others = np.setdiff1d(np.arange(dials.COUNT), mine)
+    assert np.abs(factors[labels == 1][:, others].mean(0)).max() < 0.05
+
+
+@pytest.fixture(scope="module")
+def noiseless():
+    """A scan of the family "dial" whose factors are all 0."""
+    spec = PhantomSpec(seed=3, subjects=1, conditions=(("dimension-1-control", 1.0),), contrasts=("T1w",))
+    return dataclasses.replace(draw(spec, 0, 0), factors=np.zeros(dials.COUNT))
+
+
+def image(scan):
+    """(D, H, W) of one scan, computed as `render` does."""
+    with single_threaded():
+        return render_draws([scan], GRID)[0]
+
+
+def with_factors(scan, factors):
+    return dataclasses.replace(scan, factors=np.asarray(factors, float))
+
+
+def test_the_frequency_dial_moves_the_frequency_of_the_signal(noiseless):
+    plain = image(noiseless)
+    centres = []
+    for band in dials.FREQUENCIES:
+        factors = np.zeros(dials.COUNT)
+        factors[list(dials.FACTORS[f"frequency-{band}"])] = 1
+        frequencies, power = radial_power((image(with_factors(noiseless, factors)) - plain)[None], 1.0)
+        shells = power[0] * frequencies**2  # how much of the signal lies in each shell
+        centres.append((frequencies * shells).sum() / shells.sum())
+    assert np.allclose(centres, np.array(dials.FREQUENCIES) / 100, atol=0.035)
+    assert np.diff(centres).min() > 0.03
+
+
+def test_the_image_gives_the_factors_away(noiseless):
+    """With everything else known, noise and texture add at most 2 % to the variance of any factor."""
+    plain = image(noiseless).flatten()
+    each = np.eye(dials.COUNT)
+    slopes = torch.stack([image(with_factors(noiseless, row)).flatten() - plain for row in each], 1)
+    solve = torch.linalg.inv((slopes.T @ slopes).double()).float() @ slopes.T
+    estimates = []
+    for seed in range(40):
+        seeds = (1000 + seed, 2000 + seed, 3000 + seed, noiseless.seeds[3])
+        noisy = image(dataclasses.replace(noiseless, seeds=seeds)).flatten()
+        estimates.append((solve @ (noisy - plain)).numpy())
+    added = np.var(estimates, axis=0)
+    assert 0 < added.max() < 0.02
 
 
 def test_mistakes_are_named():

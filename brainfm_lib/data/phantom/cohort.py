@@ -30,6 +30,7 @@ class PhantomSpec:
         severity: Factor on the distance between the conditions' mean latent severities.
         effect: Factor on what one unit of latent severity does to the image.
         nuisance: Factor on the variation between subjects and scans that says nothing about disease.
+        site_effect: Factor on what differs between scanners.
     """
 
     seed: int = 0
@@ -41,6 +42,7 @@ class PhantomSpec:
     severity: float = 1.0
     effect: float = 1.0
     nuisance: float = 1.0
+    site_effect: float = 1.0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "conditions", tuple((str(name), float(share)) for name, share in self.conditions))

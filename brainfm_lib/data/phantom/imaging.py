@@ -56,20 +56,35 @@ def cosine_basis(points: torch.Tensor, extent: float = 220.0) -> torch.Tensor:
     return torch.stack([torch.cos(phase * torch.tensor(waves)).prod(1) for waves in _WAVES])
 
 
-def blur_matrices(sigma: torch.Tensor, n: int) -> torch.Tensor:
-    """(B, n, n) Gaussian smoothing along an axis of n voxels, deviations sigma (B,) in voxels; rows sum to 1."""
-    distance = torch.arange(n, device=sigma.device, dtype=torch.float32)
-    square = (distance[:, None] - distance[None]) ** 2
-    weights = torch.exp(-square / (2 * sigma.clamp(min=0.05)[:, None, None] ** 2))
-    return weights / weights.sum(-1, keepdim=True)
+def axis_matrices(scanner: torch.Tensor, n: int) -> torch.Tensor:
+    """(B, n, n) what a scanner does along one axis of n voxels; rows sum to 1.
+
+    Args:
+        scanner: (B, 4): standard deviation of the point spread, voxels; share of the frequencies up to Nyquist that
+            were measured (below 1, edges ring); share of the signal in the ghosts of motion; their distance, voxels.
+    """
+    sigma, measured, ghosts, shift = (column[:, None, None] for column in scanner.unbind(1))
+    place = torch.arange(n, device=scanner.device, dtype=torch.float32)
+    distance = place[:, None] - place[None]
+    weights = torch.exp(-(distance**2) / (2 * sigma.clamp(min=0.05) ** 2))
+    weights = weights / weights.sum(-1, keepdim=True)
+    if bool((measured < 1).any()):
+        ringing = torch.where(measured < 1, measured * torch.sinc(measured * distance), (distance == 0).float())
+        weights = ringing / ringing.sum(-1, keepdim=True) @ weights
+    if bool((ghosts > 0).any()):
+        beside = (1 - (distance - shift).abs()).clamp(min=0) + (1 - (distance + shift).abs()).clamp(min=0)
+        moved = (1 - ghosts) * (distance == 0) + ghosts / 2 * beside
+        weights = moved @ weights
+        weights = weights / weights.sum(-1, keepdim=True)
+    return weights
 
 
-def blur(volumes: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
-    """Smooth volumes (B, D, H, W) along each axis with sigma (B, 3) voxels."""
+def acquire(volumes: torch.Tensor, scanner: torch.Tensor) -> torch.Tensor:
+    """What a scanner makes of volumes (B, D, H, W): scanner (B, 3, 4) has the rows of `axis_matrices` for each axis."""
     d, h, w = volumes.shape[1:]
-    volumes = volumes @ blur_matrices(sigma[:, 2], w).transpose(1, 2)[:, None]
-    volumes = blur_matrices(sigma[:, 1], h)[:, None] @ volumes
-    return (blur_matrices(sigma[:, 0], d) @ volumes.flatten(2)).reshape(volumes.shape)
+    volumes = volumes @ axis_matrices(scanner[:, 2], w).transpose(1, 2)[:, None]
+    volumes = axis_matrices(scanner[:, 1], h)[:, None] @ volumes
+    return (axis_matrices(scanner[:, 0], d) @ volumes.flatten(2)).reshape(volumes.shape)
 
 
 def normalise(values: torch.Tensor, mask: torch.Tensor, low: float = 0.01, high: float = 0.99) -> torch.Tensor:

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 
 from scipy.special import ndtr
 
+from brainfm_lib.data.phantom.dials import FACTORS, SEPARATION
+
 if TYPE_CHECKING:
     from brainfm_lib.data.phantom.cohort import PhantomSpec
 
@@ -21,17 +23,19 @@ class Condition:
     """A diagnosis.
 
     Args:
-        family: Which signs it shows: "dementia", "tumour" or "autism".
+        family: Which signs it shows: "dementia", "tumour", "autism" or "dial".
         mean: Mean of the latent severity, in its standard deviations, at `PhantomSpec.severity` 1.
         ages: Mean and standard deviation of age, years; the same for every condition of a family, so that age says
             nothing about the diagnosis.
         age_range: Youngest and oldest, years.
+        setting: Of the dials, a key of `dials.FACTORS`; "" elsewhere.
     """
 
     family: str
     mean: float
     ages: tuple[float, float]
     age_range: tuple[float, float]
+    setting: str = ""
 
 
 _OLD = ((73.0, 7.0), (55.0, 92.0))
@@ -47,6 +51,9 @@ CONDITIONS: dict[str, Condition] = {
     "control": Condition("autism", 0.0, *_YOUNG),
     "autism": Condition("autism", 1.6, *_YOUNG),
 }
+for _setting in FACTORS:
+    for _name, _mean in (("control", -SEPARATION / 2), ("case", SEPARATION / 2)):
+        CONDITIONS[f"{_setting}-{_name}"] = Condition("dial", _mean, *_MIDDLE, setting=_setting)
 
 
 def severity_mean(condition: str, spec: PhantomSpec) -> float:
