@@ -22,14 +22,15 @@ import torch.nn.functional as F
 
 from brainfm_lib.data.audit import confounding, covariates
 from brainfm_lib.data.augment import zscore
-from brainfm_lib.data.phantom import PhantomSpec, ideal_auroc
+from brainfm_lib.data.store import HEADER_ONLY
+from brainfm_lib.identity import code_digest
 from brainfm_lib.models.baselines import small_resnet
 from brainfm_lib.stats import aggregate_by_subject, auroc, auroc_interval
 from brainfm_lib.study import RAW_VOXELS, Study
 
 TASKS = ("ad", "mci", "tumour_grade", "tumour_grade3", "autism")
 SUBJECTS = 3000  # of each cohort at most
-EPOCHS, BATCH, RATE, DECAY = 20, 32, 2e-3, 0.05
+EPOCHS, BATCH, RATE, DECAY = 16, 32, 2e-3, 0.05
 
 
 def subject_auroc(labels: np.ndarray, scores: np.ndarray, subjects: np.ndarray) -> float:
@@ -84,20 +85,6 @@ def train_cnn(volumes: np.ndarray, table: pd.DataFrame, seed: int = 0) -> np.nda
     return kept
 
 
-def ideal(study: Study, task: str) -> float:
-    """AUROC of the latent severity between the classes, macro one-vs-rest where an order is all there is."""
-    entry = study.manifest.tasks[task]
-    spec = study.cohort(entry.cohort).source
-    assert isinstance(spec, PhantomSpec)
-    sides: dict[int, list[str]] = {}
-    for name, label in entry.mapping.items():
-        if label is not None:
-            sides.setdefault(int(label), []).append(str(name))
-    if len(sides) == 2:
-        return ideal_auroc(sides[0], sides[1], spec)
-    return float("nan")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--write", type=Path)
@@ -112,7 +99,7 @@ def main() -> None:
     )
     print("| task | subjects | ideal | CNN | raw voxels | untrained | best covariate alone | minutes of CNN |")
     print("|---|---:|---:|---:|---:|---:|---:|---:|", flush=True)
-    frozen: dict[str, str] = {}
+    frozen: dict[str, list[str]] = {}
     for task in arguments.tasks:
         entry = study.manifest.tasks[task]
         table = study.task_table(task).reset_index(drop=True)
@@ -130,12 +117,13 @@ def main() -> None:
             cells.append(f"{found['estimate']:.3f} [{found['low']:.2f}, {found['high']:.2f}]")
         alone = confounding(table, covariates(volumes, rows)).sort_values("auroc").iloc[-1]
         cells.append(f"{alone['covariate']} {alone['auroc']:.2f} [{alone['low']:.2f}, {alone['high']:.2f}]")
-        best = ideal(study, task)
+        best = study.run(f"truth:{task}").table("truth")["ideal_auroc"].iloc[0]
         print(
             f"| {task} | {table['subject_id'].nunique()} | {best:.3f} | {' | '.join(cells)} | {minutes:.1f} |",
             flush=True,
         )
-        frozen[entry.cohort] = study.cohort(entry.cohort).voxel_digest
+        cohort = study.cohort(entry.cohort)
+        frozen[entry.cohort] = [cohort.source_key, code_digest(cohort.code, without=HEADER_ONLY)]
     if arguments.write:
         arguments.write.write_text(json.dumps(frozen, indent=1) + "\n")
 

@@ -14,6 +14,7 @@ import pandas as pd
 
 from brainfm_lib.config import load_profile
 from brainfm_lib.data.manifest import load_manifest
+from brainfm_lib.data.phantom import PhantomSpec
 from brainfm_lib.errors import InputError
 from brainfm_lib.identity import stable_hash, write_atomic
 from brainfm_lib.objectives import ARMS, CONTROL
@@ -240,6 +241,33 @@ class Study(StudyData):
         return make_features(
             folder, lambda: self.volumes(cohort), batch_size=self.profile.evaluation.batch_size, cpu=self.cpu
         )
+
+    def _truth_parts(self, task: str) -> tuple[PhantomSpec, list[list[str]]]:
+        entry = self.manifest.tasks[task]
+        spec = self.cohort(entry.cohort).source
+        if not isinstance(spec, PhantomSpec):
+            raise InputError(f"Nobody knows the truth of task {task!r}: its scans are real.")
+        present = dict(spec.conditions)
+        classes: list[list[str]] = [[] for _ in entry.classes]
+        for name, label in entry.mapping.items():
+            if label is not None and str(name) in present:
+                classes[int(label)].append(str(name))
+        return spec, classes
+
+    def _truth_config(self, task: str) -> RunConfig:
+        spec, classes = self._truth_parts(task)
+        settings = {"classes": classes, "geometry": dataclasses.asdict(self.profile.geometry)}
+        known = {name: value for name, value in dataclasses.asdict(spec).items() if name != "subjects"}
+        return RunConfig(
+            "truth",
+            settings | {"spec": known},
+            code=("brainfm_lib.analysis.truth", "brainfm_lib.data.phantom.rendering"),
+        )
+
+    def _truth_make(self, task: str) -> Callable[[Path], Any]:
+        from brainfm_lib.analysis.truth import make_truth
+
+        return make_truth(*self._truth_parts(task), self.profile.geometry)
 
     def _task_settings(self, task: str) -> dict[str, Any]:
         table = self.task_table(task)

@@ -142,6 +142,12 @@ class StudyData:
         wanted = (*self.pretraining_cohorts, *(self.manifest.tasks[task].cohort for task in self.tasks))
         return tuple(dict.fromkeys(wanted))
 
+    @property
+    def simulated_tasks(self) -> list[str]:
+        """Tasks whose scans are phantoms, so that their truth is known."""
+        kinds = {name: self.manifest.cohorts[name].kind for name in self.cohorts_in_use}
+        return [task for task in self.tasks if kinds[self.manifest.tasks[task].cohort] == "phantom"]
+
     @cached_property
     def duplicates(self) -> pd.DataFrame:
         """Pairs of scans of real cohorts that are nearly the same, see `audit.duplicates`; phantoms have none."""

@@ -72,6 +72,24 @@ def manifest_table(study: Study) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def truth_table(study: Study) -> pd.DataFrame:
+    """What is known of each simulated task: the ceiling of any method, the rank of its signal and where it lies."""
+    rows = []
+    for task in study.simulated_tasks:
+        truth = study.run(f"truth:{task}").table("truth").iloc[0]
+        rows.append(
+            {
+                "task": task,
+                "ideal AUROC": truth["ideal_auroc"],
+                "rank": int(truth["rank"]),
+                "half of the signal's power below (cycles/mm)": truth["frequency_50"],
+                "from 10 to 90 %": f"{truth['frequency_10']:.3f} to {truth['frequency_90']:.3f}",
+            }
+        )
+    columns = ["task", "ideal AUROC", "rank", "half of the signal's power below (cycles/mm)", "from 10 to 90 %"]
+    return pd.DataFrame(rows, columns=columns)
+
+
 def pretraining_table(study: Study) -> pd.DataFrame:
     """Who is kept out of pretraining, and why, for each cohort that encoders are trained on."""
     rows = []

@@ -91,6 +91,33 @@ def split_counts(tables: Mapping[str, pd.DataFrame], classes: Mapping[str, Seque
     return figure
 
 
+@figure_function
+def discriminative_spectra(spectra: Mapping[str, pd.DataFrame], marks: Mapping[str, float]) -> Figure:
+    """What the label changes in an image, by spatial frequency: a line a task.
+
+    Args:
+        spectra: Task -> table with frequency (cycles/mm) and power ((stored intensity)² mm³).
+        marks: Text -> frequency (cycles/mm) at which to draw a vertical line.
+    """
+    if not spectra:
+        return nothing("No task here is simulated.")
+    figure, axis = plt.subplots(figsize=(WIDTH, 2.8), layout="constrained")
+    for number, (name, table) in enumerate(spectra.items()):
+        axis.plot(
+            table["frequency"],
+            table["power"],
+            color=OTHERS[number % len(OTHERS)],
+            linestyle=("-", "--")[number // len(OTHERS) % 2],
+            label=name,
+        )
+    axis.set(yscale="log", xlabel="frequency (cycles/mm)", ylabel="power of the difference (mm³)")
+    for name, place in marks.items():
+        axis.axvline(place, color="#666666", linewidth=0.9, linestyle=":")
+        axis.text(place, axis.get_ylim()[1], f" {name}", fontsize=7, color="#444444", va="bottom", ha="center")
+    axis.legend(fontsize=7)
+    return figure
+
+
 def _bars(axis: Axes, values: pd.Series, *, colour: str) -> None:
     """Horizontal bars of the commonest values; what is not known is counted as such."""
     known = values.astype("object").where(values.notna() & (values.astype(str) != ""), "unknown").astype(str)

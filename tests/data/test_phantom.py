@@ -1,6 +1,7 @@
 """Phantoms: the same bytes however they are asked for, no folds, the stored convention, and a signal that is known."""
 
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,7 +9,9 @@ import torch
 from scipy.special import ndtr
 
 from brainfm_lib.analysis.spectrum import radial_power
+from brainfm_lib.data.cohort import describe_cohort
 from brainfm_lib.data.geometry import Geometry
+from brainfm_lib.data.manifest import load_manifest
 from brainfm_lib.data.phantom import CONDITIONS, PhantomSpec, describe, dials, ideal_auroc, render
 from brainfm_lib.data.phantom.deform import exponentiate, jacobian_determinant, random_velocity
 from brainfm_lib.data.phantom.draws import draw
@@ -93,8 +96,19 @@ def test_ideal_auroc_is_that_of_the_latent(a, b):
     scans = describe(spec)
     low, high = (scans.loc[scans["diagnosis"] == c, "severity"].to_numpy() for c in (a, b))
     measured = (high[:, None] > low[None]).mean()
-    assert measured == pytest.approx(ideal_auroc(a, b, spec), abs=0.02)
+    assert measured == pytest.approx(ideal_auroc([[a], [b]], spec), abs=0.02)
     assert set(CONDITIONS) >= {a, b}
+
+
+def test_the_ideal_of_three_classes_is_that_of_likelihood_ratios():
+    spec = PhantomSpec(subjects=20_000, conditions=(("2", 0.4), ("3", 0.3), ("4", 0.3)))
+    classes, rng = [["2"], ["3"], ["4"]], np.random.default_rng(0)
+    labels = rng.choice(3, 40_000, p=[0.4, 0.3, 0.3])
+    means = np.array([CONDITIONS[name].mean for name in "234"])
+    severity = means[labels] + rng.standard_normal(len(labels))
+    density = np.array([0.4, 0.3, 0.3]) * np.exp(-((severity[:, None] - means) ** 2) / 2)
+    posterior = density / density.sum(axis=1, keepdims=True)
+    assert auroc(labels, posterior) == pytest.approx(ideal_auroc(classes, spec), abs=0.01)
 
 
 @pytest.mark.parametrize("setting", dials.FACTORS)
@@ -105,7 +119,7 @@ def test_no_setting_of_a_dial_changes_the_ideal_auroc(setting):
     factors = np.stack([dials.draw_factors(setting, means[y] + rng.standard_normal(), rng) for y in labels])
     stated = ndtr(dials.SEPARATION / 2**0.5)
     assert auroc(labels, factors[:, mine].sum(1)) == pytest.approx(stated, abs=0.01)
-    assert ideal_auroc(f"{setting}-control", f"{setting}-case", PhantomSpec()) == pytest.approx(stated, abs=1e-9)
+    assert ideal_auroc([[f"{setting}-control"], [f"{setting}-case"]], PhantomSpec()) == pytest.approx(stated, abs=1e-6)
     # each of the d factors tells as much as the others, and together they fill d directions
     alone = ndtr(dials.SEPARATION / np.sqrt(2 * len(mine)))
     assert np.allclose([auroc(labels, factors[:, k]) for k in mine], alone, atol=0.015)
@@ -165,3 +179,13 @@ def test_mistakes_are_named():
         PhantomSpec(conditions=(("flu", 1.0),))
     with pytest.raises(InputError, match="contrast"):
         PhantomSpec(contrasts=("DWI",))
+
+
+def test_the_manifest_of_the_dials_asks_for_every_setting():
+    manifest = load_manifest(Path(__file__).parents[2] / "book/examples/dials.yaml")
+    assert list(manifest.tasks) == list(dials.FACTORS) and not manifest.missing()
+    for name in manifest.tasks:
+        spec = describe_cohort(manifest, name, max_subjects=4).source
+        assert {CONDITIONS[condition].setting for condition, _ in spec.conditions} == {name}
+    everybody = describe_cohort(manifest, "dials-pretraining", max_subjects=48).scans
+    assert everybody["diagnosis"].nunique() == 2 * len(dials.FACTORS)

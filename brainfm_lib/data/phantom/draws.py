@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -15,6 +15,8 @@ from brainfm_lib.data.phantom.tasks import CONDITIONS
 
 SIZES = {"F": 0.872, "M": 0.912}  # size of the brain relative to the template, which is larger than most people's
 NOISE = 0.002  # standard deviation in a voxel of 2 mm, where white matter of a T1w scan is near 0.9
+TILT = np.array([6.0, 3.0, 3.0])  # degrees about x, y and z: heads nod; scans are not registered
+SHIFT = 2.5  # mm, standard deviation along each axis
 POINT_SPREAD = 0.68  # mm, standard deviation in plane
 
 
@@ -48,14 +50,22 @@ def _rotation(angles: np.ndarray) -> np.ndarray:
     return np.array([[cz, -sz, 0], [sz, cz, 0], [0, 0, 1]]) @ ry @ rx
 
 
-def draw(spec: PhantomSpec, subject: int, scan: int) -> Draw:
-    """Draw a scan: its subject's anatomy and disease, then this scan's imaging."""
+def draw(spec: PhantomSpec, subject: int, scan: int, *, severity: float | None = None) -> Draw:
+    """Draw a scan: its subject's anatomy and disease, then this scan's imaging.
+
+    Args:
+        spec: The cohort.
+        subject, scan: Their numbers.
+        severity: In place of the subject's latent severity; all else stays as it is.
+    """
     who, k = draw_subject(spec, subject), spec.nuisance
+    if severity is not None:
+        who = replace(who, severity=severity)
     family, signs = CONDITIONS[who.condition].family, spec.effect * who.severity
     rng = generator(spec, "anatomy", subject)
     normal = lambda size=None: np.clip(rng.standard_normal(size), -2.5, 2.5)  # noqa: E731
     size = SIZES[who.sex] * (1 + k * 0.018 * normal()) * (1 + k * 0.010 * normal(3))
-    matrix = np.diag(1 / size) @ _rotation(k * np.radians(1.8) * normal(3))
+    matrix = np.diag(1 / size) @ _rotation(k * np.radians(TILT) * normal(3))
     velocity = random_velocity(rng, k)
     known = fields()
 
@@ -101,7 +111,7 @@ def draw(spec: PhantomSpec, subject: int, scan: int) -> Draw:
     scanner[phase, 2:] = min(k * rng.exponential(0.015), 0.08), rng.uniform(6.0, 40.0)
     return Draw(
         matrix,
-        k * 1.3 * normal(3),
+        k * SHIFT * normal(3),
         velocity,
         (float(thin[0]), float(thin[1])),
         lesion,

@@ -29,7 +29,7 @@ FOLDS = (1.6, 4.0)  # their standard deviations, in log odds: of tissue against 
 RELIEF = 0.08  # of the signal, standard deviation of slow variation within a tissue
 STEEPER = 1.8  # how much surer one person's tissue is than the average's
 OUTSIDE = 0.7  # how much darker than fluid the membranes and bone around the brain are
-REACH = 20.0  # mm beyond the template's brain, at mean size, in which voxels are computed
+REACH = 28.0  # mm beyond the template's brain, at mean size, in which voxels are computed
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from scipy.special import ndtr
+import numpy as np
 
 from brainfm_lib.data.phantom.dials import FACTORS, SEPARATION
 
@@ -61,19 +61,31 @@ def severity_mean(condition: str, spec: PhantomSpec) -> float:
     return CONDITIONS[condition].mean * spec.severity
 
 
-def ideal_auroc(condition_a: str | Sequence[str], condition_b: str | Sequence[str], spec: PhantomSpec) -> float:
-    """AUROC of the latent severity itself, the ceiling for telling `condition_b` (more severe) from `condition_a`.
+def ideal_auroc(classes: Sequence[Sequence[str]], spec: PhantomSpec) -> float:
+    """AUROC of an observer who knows the latent severity and the cohort: the ceiling of a task.
 
-    Either side may be several conditions, mixed by their prevalence in `spec`: two Gaussians of unit variance whose
-    means lie d' apart give Phi(d' / sqrt 2), and a mixture averages that over its pairs. The likelihood ratio grows
-    with the latent as long as every mean on the one side lies above every mean on the other, so this is the ideal.
+    A class may be several conditions, mixed by their prevalence in `spec`. The score is the likelihood ratio of the
+    class against the rest, so nothing can be better; for two conditions it is Phi(d' / sqrt 2) of means d' apart.
+
+    Args:
+        classes: Conditions of each class.
+        spec: The cohort; its severity scales the distance of the means.
+
+    Returns:
+        For two classes the AUROC of the second; for more the mean over classes of each against the rest.
     """
-    sides = [(side,) if isinstance(side, str) else tuple(side) for side in (condition_a, condition_b)]
     prevalence = dict(spec.conditions)
-    weighed, total = 0.0, 0.0
-    for a in sides[0]:
-        for b in sides[1]:
-            weight = prevalence.get(a, 1.0) * prevalence.get(b, 1.0)
-            weighed += weight * ndtr((severity_mean(b, spec) - severity_mean(a, spec)) / 2**0.5)
-            total += weight
-    return float(weighed / total)
+    weights = [np.array([prevalence.get(name, 1.0) for name in names]) for names in classes]
+    means = [np.array([severity_mean(name, spec) for name in names]) for names in classes]
+    every = np.concatenate(means)
+    places = np.linspace(every.min() - 7, every.max() + 7, 20_001)
+    densities = np.stack(
+        [(w * np.exp(-((places[:, None] - m) ** 2) / 2)).sum(axis=1) for w, m in zip(weights, means, strict=True)]
+    )
+    found = []
+    for one in range(1 if len(classes) == 2 else 0, len(classes)):
+        mine, rest = densities[one], densities.sum(axis=0) - densities[one]
+        order = np.argsort(mine / np.maximum(rest, 1e-300), kind="stable")
+        mine, rest = mine[order] / mine.sum(), rest[order] / rest.sum()
+        found.append(float((mine * (np.cumsum(rest) - rest / 2)).sum()))
+    return float(np.mean(found))
