@@ -37,6 +37,10 @@ def show(table: pd.DataFrame, caption: str = "", *, digits: int = 3) -> Styler:
     style = style.set_properties(subset=left, **{"text-align": "left"})
     styles = [{"selector": "caption", "props": "caption-side: top; text-align: left; padding-bottom: 0.4em"}]
     styles.append({"selector": "th", "props": "text-align: left"})
+    if table.empty:
+        caption = "There is nothing to show."
+        styles.append({"selector": "caption", "props": "white-space: nowrap"})
+        style = style.hide(axis="columns")
     return style.set_caption(caption).set_table_styles(styles)
 
 
