@@ -1,6 +1,6 @@
 """Phantoms beside real scans: pictures to judge by eye, and how far spectra, intensities and sizes are apart.
 
-    python benchmarks/turing.py FOLDER --sheet turing.png > benchmarks/turing.md
+    python benchmarks/turing.py FOLDER --sheet turing.png > book/measured/turing.txt
 
 FOLDER holds skull-stripped scans in BIDS folders, with the endings of `ENDINGS`. Real scans and phantoms are brought to
 the same grid and intensities. No picture of a person is written unless --sheet names a file, and none belongs into the
@@ -112,9 +112,8 @@ def main() -> None:
     arguments = parser.parse_args()
     real = {contrast: real_volumes(arguments.folders, contrast) for contrast in ENDINGS}
     phantoms = {contrast: phantom_volumes(contrast) for contrast in real}
-    print("# Phantoms beside real scans\n")
-    print(f"Made by `benchmarks/turing.py`, which says how; {GRID.grid[0]}³ voxels of {GRID.spacing:g} mm.\n")
     print(pd.DataFrame(rows(real, phantoms)).to_markdown(index=False))
+    print(f"\nMade by `benchmarks/turing.py`, which says how; {GRID.grid[0]}³ voxels of {GRID.spacing:g} mm.")
     if arguments.sheet:
         sheet(real, phantoms, arguments.sheet)
 

@@ -48,6 +48,11 @@ def spectra(arm: str) -> pd.DataFrame:
     )
 
 
+def truth_spectrum() -> pd.DataFrame:
+    frequency = np.linspace(0.005, 0.087, 16)
+    return pd.DataFrame({"frequency": frequency, "power": 1e-3 * frequency**-2})
+
+
 def eigenspectrum(arm: str) -> pd.DataFrame:
     steep = 2.5 if arm == "jepa" else 1.0
     levels = ("pooled", "tokens", "tokens, position removed")
@@ -115,6 +120,9 @@ def all_figures(arms: tuple[str, ...]) -> dict[str, Figure]:
             {"ad": cohort(300), "depression": cohort(28).drop(columns="split")},
             {"ad": ["normal", "AD"], "depression": ["control", "depression"]},
         ),
+        "discriminative_spectra": figures.discriminative_spectra(
+            {"ad": truth_spectrum(), "autism": truth_spectrum()} if trained else {}, {"one patch": 0.022}
+        ),
         "loss_curves": figures.loss_curves({arm: metrics(arm) for arm in trained}),
         "heldout_curves": figures.heldout_curves({arm: metrics(arm) for arm in trained}),
         "reconstruction_panel": figures.reconstruction_panel({a: examples() for a in trained}, GEOMETRY, "sub-1, T1w"),
@@ -157,6 +165,7 @@ def test_axes_name_what_they_show(drawn: dict[str, Figure], name: str, tmp_path:
         ("eigenspectra", ["share of the variance"]),
         ("cohort_summary", ["age (years)", "subjects"]),
         ("reconstruction_panel", ["z-score"]),
+        ("discriminative_spectra", ["cycles/mm", "mm³"]),
         ("forest_plot", ["AUROC, 95 % interval over subjects"]),
     ],
 )

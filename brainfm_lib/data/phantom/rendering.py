@@ -23,7 +23,7 @@ from brainfm_lib.data.phantom.draws import SIZES, Draw, draw
 from brainfm_lib.data.phantom.lesion import compartments
 
 GPU_STEP = 32  # volumes rendered at once on an accelerator; on a CPU one at a time, which is what makes bytes repeat
-TEXTURE = 0.008  # of the signal, standard deviation in a voxel of 2 mm
+TEXTURE = 0.006  # of the signal, standard deviation in a voxel of 2 mm
 FOLD_KNOTS = 5.0  # mm between the knots of a person's random folds
 FOLDS = (1.6, 4.0)  # their standard deviations, in log odds: of tissue against fluid, of white against grey matter
 RELIEF = 0.08  # of the signal, standard deviation of slow variation within a tissue
