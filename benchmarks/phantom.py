@@ -48,8 +48,8 @@ def truth() -> None:
     print(f"\n| task | ideal | {DRAWS:,} draws | {SUBJECTS:,} subjects | shuffled | {' | '.join(columns)} |")
     print("|---|" + "---:|" * (4 + len(columns)))
     rng = np.random.default_rng(0)
-    for task, pair in TASKS.items():
-        spec = PhantomSpec(seed=9, subjects=SUBJECTS, conditions=tuple((name, 0.5) for name in pair))
+    for number, (task, pair) in enumerate(TASKS.items()):
+        spec = PhantomSpec(seed=100 + number, subjects=SUBJECTS, conditions=tuple((name, 0.5) for name in pair))
         stated = ideal_auroc([[name] for name in pair], spec)
         labels = np.arange(DRAWS) % 2
         monte_carlo = auroc(
