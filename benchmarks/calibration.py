@@ -5,8 +5,8 @@
 For each of the five tasks: the ideal observer, a supervised CNN (MONAI's ResNet, trained on the training subjects from
 scratch, its epoch chosen on validation subjects), raw voxels (principal components and a logistic classifier, as in the
 report), an untrained encoder, and covariates alone. AUROC on the test subjects, with a 95 % interval over subjects;
-covariates cross-validated. The JSON file freezes the digests of the cohorts this holds for, and a test compares them
-with the manifest's.
+covariates cross-validated. The JSON file names the cohorts this holds for: the digests of their source and of the code
+that makes them.
 """
 
 import argparse
