@@ -169,7 +169,7 @@ def folded(
     white matter appears or goes.
 
     Args:
-        grey, deep, white, mask: (B, Q) the template's probabilities.
+        grey, deep, white, mask: (B, Q) the average brain's probabilities, of this person's age and disease.
         points: (B, Q, 3) MNI mm.
         seeds: (B,) int32.
         spacing: Of the grid, mm; fields finer than a voxel are averaged out.
@@ -178,7 +178,7 @@ def folded(
         grey, deep and white (B, Q), and a third field (B, Q) of unit variance on the finest grids.
     """
     origin, extent = template().origin, template().maps.shape[1:]
-    knots = max(FOLD_KNOTS, 0.8 * spacing)
+    knots = max(FOLD_KNOTS, 1.25 * spacing)  # or they would look like noise of a voxel
     weaker = (FOLD_KNOTS / knots) ** 1.5
     shape = [int(n / knots) + 2 for n in extent]
     index = torch.arange(3 * int(np.prod(shape)), dtype=torch.int32, device=points.device)
@@ -207,12 +207,11 @@ def render_draws(draws: list[Draw], geometry: Geometry, device: str = "cpu") -> 
         return torch.tensor(np.array([getattr(d, name) for d in draws]), dtype=torch.float32, device=device)
 
     mask, grey, deep, white, thin, thin_temporal = (tissue[..., k].contiguous() for k in range(len(CHANNELS)))
+    units = column("thin").clamp(-0.6, 1.2)
+    grey = grey - (units[:, :1] * thin + units[:, 1:] * thin_temporal).minimum(grey)  # before folds: one cortex, thinner
     seeds = torch.tensor([d.seeds for d in draws], dtype=torch.int32, device=device)
     grey, deep, white, smooth = folded(grey, deep, white, mask, points, seeds[:, 3], geometry.spacing)
     fine = min(1.0, 2.0 / geometry.spacing)  # larger voxels average noise and texture out
-    units = column("thin").clamp(-0.6, 1.2)
-    change = (units[:, :1] * thin + units[:, 1:] * thin_temporal).minimum(grey)
-    grey = grey - change
     fluid = 1 - grey - deep - white - OUTSIDE * (1 - mask)  # what lies around the brain is dark in every contrast
     shares = torch.stack([fluid, grey, deep, white], dim=1)
     index = where.int()
