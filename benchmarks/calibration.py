@@ -1,19 +1,23 @@
 """What is there to be won on the phantom tasks, before any pretrained encoder is probed on them.
 
-    python benchmarks/calibration.py --write benchmarks/calibration.json > benchmarks/calibration.md
+    python benchmarks/calibration.py --write benchmarks/calibration.json > book/measured/calibration.txt
+    BRAINFM_MANIFEST=book/examples/dials.yaml python benchmarks/calibration.py --subjects 800 > book/measured/dials.txt
 
-For each of the five tasks: the ideal observer, a supervised CNN (MONAI's ResNet, trained on the training subjects from
-scratch, its epoch chosen on validation subjects), raw voxels (principal components and a logistic classifier, as in the
-report), an untrained encoder, and covariates alone. AUROC on the test subjects, with a 95 % interval over subjects;
-covariates cross-validated. The JSON file names the cohorts this holds for: the digests of their source and of the code
-that makes them.
+For each simulated task of the manifest: the ideal observer; a linear probe of the latents themselves (all that the
+cohort carries, not only those that the label shifts); a supervised CNN (MONAI's ResNet, trained from scratch; nothing
+of it is chosen on these tasks); raw voxels (principal components and a logistic classifier, as in the report); an
+untrained encoder; and the best of age, sex, brain volume, site and contrast alone. AUROC on the same test subjects
+after learning from the same others, with 95 % intervals over subjects; covariates cross-validated. The JSON file says
+which cohorts this holds for: their scans, and some of their voxels.
 """
 
 import argparse
+import hashlib
 import json
 import math
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -22,108 +26,111 @@ import torch.nn.functional as F
 
 from brainfm_lib.data.audit import confounding, covariates
 from brainfm_lib.data.augment import zscore
-from brainfm_lib.data.store import HEADER_ONLY
-from brainfm_lib.identity import code_digest
+from brainfm_lib.data.cohort import Cohort
+from brainfm_lib.data.geometry import Geometry
+from brainfm_lib.data.phantom import CONDITIONS, PhantomSpec, render
+from brainfm_lib.data.phantom.cohort import draw_subject
+from brainfm_lib.data.phantom.draws import draw
 from brainfm_lib.models.baselines import small_resnet
-from brainfm_lib.stats import aggregate_by_subject, auroc, auroc_interval
+from brainfm_lib.probes import evaluate, linear_probe
+from brainfm_lib.stats import auroc_interval
 from brainfm_lib.study import RAW_VOXELS, Study
 
-TASKS = ("ad", "mci", "tumour_grade", "tumour_grade3", "autism")
 SUBJECTS = 3000  # of each cohort at most
-EPOCHS, BATCH, RATE, DECAY = 16, 32, 2e-3, 0.05
-
-
-def subject_auroc(labels: np.ndarray, scores: np.ndarray, subjects: np.ndarray) -> float:
-    """AUROC over subjects, macro one-vs-rest for several classes."""
-    units = aggregate_by_subject(labels, scores, subjects)
-    return float(auroc(units[0], units[1]))
+EPOCHS, BATCH, RATE, DECAY = 24, 32, 2e-3, 0.05
+WITNESSES = 6  # scans of each cohort whose voxels are kept, as means of blocks
 
 
 def train_cnn(volumes: np.ndarray, table: pd.DataFrame, seed: int = 0) -> np.ndarray:
-    """(n, classes) probabilities of all scans from the epoch that was best on validation subjects."""
+    """(n, classes) probabilities of all scans after training on those that are not for testing."""
     torch.manual_seed(seed)
-    labels, split = table["label"].to_numpy(), table["split"].to_numpy()
-    subjects = table["subject_id"].to_numpy()
-    classes = int(labels.max()) + 1
+    labels, train = table["label"].to_numpy(), np.flatnonzero(table["split"] != "test")
     inputs = zscore(torch.from_numpy(volumes)[:, None].float())
     target = torch.from_numpy(labels).long()
-    model = small_resnet(classes).to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
-    train, val = np.flatnonzero(split == "train"), np.flatnonzero(split == "val")
-    steps = EPOCHS * math.ceil(len(train) / BATCH)
+    model = small_resnet(int(labels.max()) + 1)
+    model = model.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
     optimiser = torch.optim.AdamW(model.parameters(), lr=RATE, weight_decay=DECAY)
+    steps = EPOCHS * math.ceil(len(train) / BATCH)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, RATE, total_steps=steps)
     rng = np.random.default_rng(seed)
-
-    @torch.no_grad()
-    def probabilities(rows: np.ndarray) -> np.ndarray:
-        model.eval()
-        return torch.cat([model(inputs[rows[i : i + 64]]).softmax(1) for i in range(0, len(rows), 64)]).numpy()
-
-    best, kept = -1.0, None
-    for epoch in range(EPOCHS):
-        model.train()
+    for _ in range(EPOCHS):
         order = rng.permutation(train)
         for start in range(0, len(order), BATCH):
             rows = order[start : start + BATCH]
             x = inputs[rows]
             flip = torch.from_numpy(rng.random(len(rows)) < 0.5)
             x[flip] = x[flip].flip(2)
-            shift = tuple(int(n) for n in rng.integers(-1, 2, 3))
-            x = torch.roll(x, shift, dims=(2, 3, 4))
-            loss = F.cross_entropy(
-                model(x.contiguous(memory_format=torch.channels_last_3d)), target[rows], label_smoothing=0.05
-            )
+            x = torch.roll(x, tuple(int(n) for n in rng.integers(-1, 2, 3)), dims=(2, 3, 4))
+            x = x.contiguous(memory_format=torch.channels_last_3d)
+            loss = F.cross_entropy(model(x), target[rows], label_smoothing=0.05)
             optimiser.zero_grad(set_to_none=True)
             loss.backward()
             optimiser.step()
             schedule.step()
-        found = probabilities(val)
-        value = subject_auroc(labels[val], found[:, 1] if classes == 2 else found, subjects[val])
-        if epoch >= EPOCHS // 3 and value > best:
-            best, kept = value, probabilities(np.arange(len(table)))
-    assert kept is not None
-    return kept
+    model.eval()
+    with torch.no_grad():
+        return torch.cat([model(inputs[i : i + 64]).softmax(1) for i in range(0, len(inputs), 64)]).numpy()
+
+
+def latents(spec: PhantomSpec, table: pd.DataFrame) -> np.ndarray:
+    """(n, K) all factors of subjects who carry any, else the one latent severity."""
+    numbers = [int(name.rsplit("-", 1)[-1]) for name in table["subject_id"]]
+    if not CONDITIONS[spec.conditions[0][0]].setting:
+        return np.array([[draw_subject(spec, number).severity] for number in numbers])
+    return np.stack([draw(spec, number, 0).factors for number in numbers])
+
+
+def witness(cohort: Cohort, geometry: Geometry) -> dict[str, Any]:
+    """What must not change as long as the table holds: the scans, and the means of 4³ blocks of the first few."""
+    spec = cohort.source
+    assert isinstance(spec, PhantomSpec)
+    kept = cohort.scans[["subject_id", "scan", "contrast", "site", "diagnosis"]]
+    text = kept.to_csv(index=False, lineterminator="\n")
+    volumes = F.avg_pool3d(render(spec, cohort.scans.iloc[:WITNESSES], geometry)[:, None], geometry.grid[0] // 4)
+    return {
+        "scans": len(cohort),
+        "sha256": hashlib.sha256(text.encode()).hexdigest(),
+        "blocks": [[round(float(x), 4) for x in volume.flatten()] for volume in volumes],
+    }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--write", type=Path)
-    parser.add_argument("--tasks", nargs="*", default=TASKS)
+    parser.add_argument("--tasks", nargs="*")
+    parser.add_argument("--subjects", type=int, default=SUBJECTS, help="of each cohort at most")
     arguments = parser.parse_args()
-    study = Study("quick", overrides={"subjects.downstream": SUBJECTS}, progress=False)
-    print("# What is there to be won on the phantom tasks\n")
+    study = Study("quick", overrides={"subjects.downstream": arguments.subjects}, progress=False)
     geometry = study.profile.geometry
     print(
-        f"Made by `benchmarks/calibration.py`, which says how; {geometry.grid[0]}³ voxels of {geometry.spacing:g} mm. "
-        "Phantom results: AUROC on test subjects and 95 % intervals.\n"
+        "| task | subjects | ideal | latents | CNN | raw voxels | untrained | best covariate alone | minutes of CNN |"
     )
-    print("| task | subjects | ideal | CNN | raw voxels | untrained | best covariate alone | minutes of CNN |")
-    print("|---|---:|---:|---:|---:|---:|---:|---:|", flush=True)
-    frozen: dict[str, list[str]] = {}
-    for task in arguments.tasks:
+    print("|---|---:|---:|---:|---:|---:|---:|---:|---:|", flush=True)
+    frozen: dict[str, Any] = {}
+    for task in arguments.tasks or study.simulated_tasks:
         entry = study.manifest.tasks[task]
-        table = study.task_table(task).reset_index(drop=True)
+        cohort, table = study.cohort(entry.cohort), study.task_table(task).reset_index(drop=True)
+        assert isinstance(cohort.source, PhantomSpec)
         volumes = study.volumes(entry.cohort)
         rows = volumes.scans.reset_index().set_index("scan_uid")["index"].loc[table["scan_uid"]].to_numpy()
+        known = evaluate(linear_probe({"latents": latents(cohort.source, table)}, table), permutations=1).iloc[0]
         started = time.perf_counter()
         scores = train_cnn(volumes.read(rows), table)
         minutes = (time.perf_counter() - started) / 60
         test = (table["split"] == "test").to_numpy()
         labels, subjects = table["label"].to_numpy()[test], table["subject_id"].to_numpy()[test]
         cnn = auroc_interval(labels, scores[test][:, 1] if scores.shape[1] == 2 else scores[test], subjects)
-        cells = [f"{cnn.estimate:.3f} [{cnn.low:.2f}, {cnn.high:.2f}]"]
-        for arm in (RAW_VOXELS, "random-init"):
-            found = study.run(f"probe:{arm}:{task}").table("results").iloc[0]
-            cells.append(f"{found['estimate']:.3f} [{found['low']:.2f}, {found['high']:.2f}]")
+        found = [known, vars(cnn)]
+        found += [study.run(f"probe:{arm}:{task}").table("results").iloc[0] for arm in (RAW_VOXELS, "random-init")]
+        cells = [f"{row['estimate']:.3f} [{row['low']:.2f}, {row['high']:.2f}]" for row in found]
         alone = confounding(table, covariates(volumes, rows)).sort_values("auroc").iloc[-1]
         cells.append(f"{alone['covariate']} {alone['auroc']:.2f} [{alone['low']:.2f}, {alone['high']:.2f}]")
         best = study.run(f"truth:{task}").table("truth")["ideal_auroc"].iloc[0]
-        print(
-            f"| {task} | {table['subject_id'].nunique()} | {best:.3f} | {' | '.join(cells)} | {minutes:.1f} |",
-            flush=True,
-        )
-        cohort = study.cohort(entry.cohort)
-        frozen[entry.cohort] = [cohort.source_key, code_digest(cohort.code, without=HEADER_ONLY)]
+        count = table["subject_id"].nunique()
+        print(f"| {task} | {count:,} | {best:.3f} | {' | '.join(cells)} | {minutes:.1f} |", flush=True)
+        frozen[entry.cohort] = witness(cohort, geometry)
+    size = f"{geometry.grid[0]}³ voxels of {geometry.spacing:g} mm"
+    print(f"\nMade by `benchmarks/calibration.py`, which says how; {size}. In brackets 95 % intervals over subjects.")
     if arguments.write:
         arguments.write.write_text(json.dumps(frozen, indent=1) + "\n")
 

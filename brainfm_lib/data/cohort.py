@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -18,6 +19,7 @@ from brainfm_lib.data.folders import folder_scans
 from brainfm_lib.data.labels import add_labels, unmatched_note
 from brainfm_lib.data.manifest import BidsCohort, FolderCohort, Manifest, PhantomCohort, TableCohort, one_sentence
 from brainfm_lib.data.phantom import PhantomSpec, describe
+from brainfm_lib.data.phantom.cohort import determinants, label_maps
 from brainfm_lib.data.recipes import RECIPES, Recipe
 from brainfm_lib.data.settings import IngestSettings
 from brainfm_lib.data.tables import Scans, refusals, table_scans, tidy
@@ -54,8 +56,8 @@ class Cohort:
     @cached_property
     def source_key(self) -> str:
         """Hash of the source; a phantom cohort's number of subjects is left out: it changes no volume."""
-        settings = dataclasses.asdict(self.source)
-        settings.pop("subjects", None)
+        source = self.source
+        settings = determinants(source) if isinstance(source, PhantomSpec) else dataclasses.asdict(source)
         return stable_hash([self.kind == "phantom", settings])
 
     @cached_property
@@ -114,6 +116,10 @@ def list_scans(manifest: Manifest, name: str, *, max_subjects: int | None = None
         raise InputError(f"max_subjects is {max_subjects}: give at least 1, or none to take all.")
     if isinstance(settings, PhantomCohort):
         spec = _typed(PhantomSpec, settings.spec, f"{where}: spec")
+        if spec.ancestors:
+            raise InputError(f"{where}: spec: ancestors are found by the folder of label maps: give it as root.")
+        if settings.root is not None:
+            spec = dataclasses.replace(spec, ancestors=_ancestors(manifest.resolve(settings.root)))
         return _phantom_cohort(name, spec if max_subjects is None else _capped(spec, max_subjects), settings, where)
     source = _typed(IngestSettings, settings.ingest, f"{where}: ingest")
     require_program(source.brain)
@@ -133,6 +139,14 @@ def list_scans(manifest: Manifest, name: str, *, max_subjects: int | None = None
     return Cohort(name, settings.kind, scans, source, ("brainfm_lib.data.ingest",), refused, notes)
 
 
+def _ancestors(folder: Path) -> tuple[tuple[str, str], ...]:
+    paths = [str(path) for path in label_maps(folder)]
+    digests, problems = file_digests(paths)
+    for problem in problems.values():
+        raise InputError(problem)
+    return tuple(zip(paths, digests, strict=True))
+
+
 def _capped(spec: PhantomSpec, max_subjects: int) -> PhantomSpec:
     return dataclasses.replace(spec, subjects=min(spec.subjects, max_subjects))
 
@@ -143,8 +157,7 @@ def _phantom_cohort(name: str, spec: PhantomSpec, settings: PhantomCohort, where
     scans = describe(spec)
     uids = [f"{name}/{subject}_{session}" for subject, session in zip(scans["subject_id"], scans["session"])]
     scans.insert(1, "scan_uid", uids)
-    unlimited = dataclasses.replace(spec, subjects=1)
-    key = stable_hash(dataclasses.asdict(unlimited))
+    key = stable_hash(determinants(spec))
     columns = ["subject_id", "scan", "contrast", "site", "diagnosis", "severity"]
     scans["digest"] = [stable_hash([key, *row], 32) for row in scans[columns].itertuples(index=False)]
     return Cohort(

@@ -53,9 +53,15 @@ class _CohortSettings(_Settings):
 
 
 class PhantomCohort(_CohortSettings):
-    """A simulated cohort; `spec` holds the fields of `phantom.PhantomSpec`."""
+    """A simulated cohort.
+
+    Attributes:
+        spec: Fields of `phantom.PhantomSpec`.
+        root: Folder of label maps in FreeSurfer's numbering that its subjects descend from; default: the average brain.
+    """
 
     kind: Literal["phantom"]
+    root: str | None = None
     spec: dict[str, Any] = {}
 
 

@@ -1,4 +1,4 @@
-"""The anatomy that every phantom descends from: the ICBM 2009a average brain, as soft tissue maps and regions.
+"""The brain that phantoms descend from: the ICBM 2009a average, as soft tissue maps, and positions in it.
 
 Grey- and white-matter probabilities come with nilearn's wheel (Fonov et al. 2011, doi:10.1016/j.neuroimage.2010.07.033;
 symmetric, 1 mm). Cerebrospinal fluid is what is left of the brain mask. All positions are MNI millimetres.
@@ -14,8 +14,6 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 from scipy import ndimage
-
-from brainfm_lib.data.phantom.deform import NODE_SPACING, node_axes
 
 # Channels of the sampled maps. The thin_* maps say how much grey matter becomes fluid at one unit of atrophy.
 CHANNELS = ("mask", "grey", "deep", "white", "thin_cortex", "thin_temporal")
@@ -53,7 +51,7 @@ def _load(name: str) -> tuple[np.ndarray, np.ndarray]:
 
 @dataclass(frozen=True)
 class Template:
-    """The average brain at 1 mm.
+    """A brain at 1 mm.
 
     Args:
         maps: (6, X, Y, Z) float32 in [0, 1], the `CHANNELS`.
@@ -95,8 +93,8 @@ def hippocampi(axes: list[np.ndarray], radius: float) -> np.ndarray:
 
 
 @lru_cache(maxsize=1)
-def template() -> Template:
-    """Read the maps, sharpen them, and derive fluid, deep nuclei, ventricles and the thinning maps (cached)."""
+def average() -> Template:
+    """Read the average brain's maps, sharpen them, and derive fluid, deep nuclei and ventricles (cached)."""
     t1, origin = _load("t1")
     grey, white = _load("gm")[0], _load("wm")[0]
     brain = ndimage.binary_fill_holes(t1 > 0)
@@ -109,102 +107,31 @@ def template() -> Template:
     total = np.maximum(sum(powers), 1e-6)
     grey, white, fluid = (p / total * mask for p in powers)
 
-    shell = Template(grey[None], grey, corner)
-    x, y, z = shell.axes()
-    deep = grey * np.clip(1.3 * ellipsoids([x, y, z], list(NUCLEI.values())), 0, 1)
+    x, y, z = axes = Template(grey[None], grey, corner).axes()
+    deep = grey * np.clip(1.3 * ellipsoids(axes, list(NUCLEI.values())), 0, 1)
     inside = (np.abs(x) < 36) & (y > -52) & (y < 34) & (z > -2) & (z < 32) & (np.abs(x) + 0 * y + 0 * z > 1)
     labels, _ = ndimage.label((fluid > 0.5) & inside)
     seeds = [labels[tuple(int(p - c) for p, c in zip(s, corner, strict=True))] for s in ((-4, 10, 8), (4, 10, 8))]
     ventricles = ndimage.binary_dilation(np.isin(labels, [s for s in seeds if s])) * fluid
+    return assembled(mask, grey - deep, deep, white, ventricles, corner)
 
-    # Grey matter beside fluid or the outside is what thinning takes first; below the tentorium nothing thins.
-    beside = ndimage.gaussian_filter((1 - grey - white), 1.8)
+
+def assembled(
+    mask: np.ndarray,
+    grey: np.ndarray,
+    deep: np.ndarray,
+    white: np.ndarray,
+    ventricles: np.ndarray,
+    corner: tuple[float, float, float],
+) -> Template:
+    """A template of tissue maps (X, Y, Z), with the maps of what atrophy takes; `corner` is voxel (0, 0, 0) in mm.
+
+    Grey matter beside fluid or the outside is what thinning takes first; below the tentorium nothing thins.
+    """
+    _, y, z = axes = Template(grey[None], grey, corner).axes()
+    beside = ndimage.gaussian_filter(1 - grey - deep - white, 1.8)
     cerebrum = 1 / (1 + np.exp(-(z + 18 - 0.35 * (y + 45)) / 4)) + (y > -25)
-    thin = (grey - deep) * np.clip((beside - 0.15) / 0.5, 0, 1) * np.clip(cerebrum, 0, 1)
-    medial = np.maximum(hippocampi([x, y, z], 9.0), ellipsoids([x, y, z], [TEMPORAL]))
-    maps = np.stack([mask, grey - deep, deep, white, thin, thin * medial]).astype(np.float32)
+    thin = grey * np.clip((beside - 0.15) / 0.5, 0, 1) * np.clip(cerebrum, 0, 1)
+    medial = np.maximum(hippocampi(axes, 9.0), ellipsoids(axes, [TEMPORAL]))
+    maps = np.stack([mask, grey, deep, white, thin, thin * medial]).astype(np.float32)
     return Template(maps, ventricles.astype(np.float32), corner)
-
-
-@dataclass(frozen=True)
-class Level:
-    """The template's maps (C, X, Y, Z), smoothed for a target spacing, at `origin` and `spacing` mm."""
-
-    maps: np.ndarray
-    origin: tuple[float, float, float]
-    spacing: float
-
-
-@lru_cache(maxsize=4)
-def level(target_spacing: float) -> Level:
-    """Maps fit to be sampled every `target_spacing` mm without aliasing.
-
-    A Gaussian about as wide as the target voxel stands for the voxel's own averaging; the result is kept at two
-    thirds of the target spacing (not below 1 mm), where linear interpolation between its samples is faithful.
-    """
-    full = template()
-    spacing = max(1.0, target_spacing / 1.5)
-    sigma = np.sqrt(max(0.0, (0.40 * target_spacing) ** 2 - 0.4**2))
-    counts = [int(np.ceil((n - 1) / spacing)) + 1 for n in full.maps.shape[1:]]
-    maps = []
-    for channel in full.maps:
-        smooth = ndimage.gaussian_filter(channel, sigma, truncate=3.0) if sigma > 0.3 else channel
-        if spacing > 1.0:
-            for axis, n in enumerate(counts):  # linear interpolation, an axis at a time
-                place = np.minimum(np.arange(n) * spacing, smooth.shape[axis] - 1)
-                low = np.minimum(place.astype(int), smooth.shape[axis] - 2)
-                share = (place - low).astype(np.float32).reshape([-1 if k == axis else 1 for k in range(3)])
-                smooth = smooth.take(low, axis) * (1 - share) + smooth.take(low + 1, axis) * share
-        maps.append(smooth)
-    return Level(np.stack(maps).astype(np.float32), full.origin, float(spacing))
-
-
-@dataclass(frozen=True)
-class Fields:
-    """Velocities (3, X, Y, Z), mm, on the deformation's nodes; each one's fastest point moves 1 mm.
-
-    Args:
-        ventricles: Enlarges the lateral ventricles.
-        hippocampi: Shrinks the hippocampi.
-        torque: Moves the right hemisphere forward against the left.
-        autism: (places, 3, X, Y, Z), each shrinks or enlarges one place.
-    """
-
-    ventricles: np.ndarray
-    hippocampi: np.ndarray
-    torque: np.ndarray
-    autism: np.ndarray
-
-
-def _toward(bump: np.ndarray) -> np.ndarray:
-    """Velocity up the gradient of a bump: points sample the tissue nearer its middle, so the middle grows."""
-    field = np.stack(np.gradient(bump, NODE_SPACING)).astype(np.float32)
-    return field / np.sqrt((field**2).sum(0)).max()
-
-
-@lru_cache(maxsize=1)
-def fields() -> Fields:
-    """The deformations of known places (cached)."""
-    full = template()
-    axes = node_axes()
-    nodes = [axis.astype(np.float32).reshape([-1 if k == i else 1 for k in range(3)]) for i, axis in enumerate(axes)]
-    smooth = ndimage.gaussian_filter(full.ventricles, 9.0, truncate=3.0)
-    index = np.meshgrid(*[axis - o for axis, o in zip(axes, full.origin, strict=True)], indexing="ij")
-    ventricles = _toward(ndimage.map_coordinates(smooth, index, order=1))
-    x, y, z = nodes
-    torque = np.zeros_like(ventricles)
-    torque[1] = -np.tanh(x / 30) * np.exp2(-(((z - 5) / 60) ** 2) + 0 * y)
-    places = []
-    for px, py, pz, sign in AUTISM_PLACES:
-        places.append(sign * _toward(np.exp(-((x - px) ** 2 + (y - py) ** 2 + (z - pz) ** 2) / (2 * 11.0**2))))
-    return Fields(ventricles, -_toward(hippocampi(nodes, 8.0)), torque, np.stack(places))
-
-
-@lru_cache(maxsize=1)
-def lesion_places() -> np.ndarray:
-    """(N, 3) float32 MNI mm: deep white matter of both hemispheres, where a tumour may be centred."""
-    full = template()
-    x, y, z = full.axes()
-    white = ndimage.gaussian_filter(full.maps[CHANNELS.index("white")], 3.0) > 0.7
-    white &= (np.abs(x) > 16) & (y > -70) & (y < 45) & (z > -12) & (z < 48)
-    return (np.argwhere(white[::3, ::3, ::3]) * 3 + np.array(full.origin)).astype(np.float32)

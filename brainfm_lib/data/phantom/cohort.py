@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -31,6 +33,7 @@ class PhantomSpec:
         effect: Factor on what one unit of latent severity does to the image.
         nuisance: Factor on the variation between subjects and scans that says nothing about disease.
         site_effect: Factor on what differs between scanners.
+        ancestors: (file of labels, its digest) of real anatomies, one drawn for each subject; none: the average brain.
     """
 
     seed: int = 0
@@ -43,6 +46,7 @@ class PhantomSpec:
     effect: float = 1.0
     nuisance: float = 1.0
     site_effect: float = 1.0
+    ancestors: tuple[tuple[str, str], ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "conditions", tuple((str(name), float(share)) for name, share in self.conditions))
@@ -58,6 +62,25 @@ class PhantomSpec:
             raise InputError("a phantom cohort's prevalences must not be negative, and one must be above 0.")
         if min(self.subjects, self.scans_per_subject, self.sites) < 1:
             raise InputError("a phantom cohort needs at least one subject, one scan a subject and one site.")
+
+
+def determinants(spec: PhantomSpec) -> dict[str, Any]:
+    """What of a specification any volume depends on: not the number of subjects, and no path."""
+    settings = asdict(spec)
+    del settings["subjects"]
+    return {**settings, "ancestors": [digest for _, digest in spec.ancestors]}
+
+
+def label_maps(folder: str | Path) -> list[Path]:
+    """The files of labels in a folder, by name.
+
+    Raises:
+        InputError: There is none.
+    """
+    found = sorted(p for p in Path(folder).glob("*") if p.name.endswith((".nii", ".nii.gz", ".mgz")))
+    if not found:
+        raise InputError(f"{folder}: there is no label map (.nii, .nii.gz, .mgz) to descend phantoms from.")
+    return found
 
 
 def generator(spec: PhantomSpec, stream: str, *numbers: int) -> np.random.Generator:
@@ -94,6 +117,13 @@ def draw_subject(spec: PhantomSpec, subject: int) -> Subject:
 def draw_contrast(spec: PhantomSpec, subject: int, scan: int) -> str:
     """Contrast of one scan."""
     return spec.contrasts[int(generator(spec, "contrast", subject, scan).integers(len(spec.contrasts)))]
+
+
+def draw_ancestor(spec: PhantomSpec, subject: int) -> str:
+    """File of labels that the subject descends from, "" for the average brain."""
+    if not spec.ancestors:
+        return ""
+    return spec.ancestors[int(generator(spec, "ancestor", subject).integers(len(spec.ancestors)))][0]
 
 
 def describe(spec: PhantomSpec) -> pd.DataFrame:

@@ -7,10 +7,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from brainfm_lib.data.phantom import dials, imaging
-from brainfm_lib.data.phantom.anatomy import AUTISM_PLACES, fields
-from brainfm_lib.data.phantom.cohort import PhantomSpec, draw_contrast, draw_subject, generator
+from brainfm_lib.data.phantom.anatomy import AUTISM_PLACES
+from brainfm_lib.data.phantom.cohort import PhantomSpec, draw_ancestor, draw_contrast, draw_subject, generator
 from brainfm_lib.data.phantom.deform import random_velocity
 from brainfm_lib.data.phantom.lesion import Lesion, draw_lesion, mass_effect
+from brainfm_lib.data.phantom.regions import fields, lesion_places
 from brainfm_lib.data.phantom.tasks import CONDITIONS
 
 SIZES = {"F": 0.872, "M": 0.912}  # size of the brain relative to the template, which is larger than most people's
@@ -24,6 +25,7 @@ POINT_SPREAD = 0.68  # mm, standard deviation in plane
 class Draw:
     """All random numbers of one scan; `severity` signs are already in `velocity`, `thin` and `lesion`."""
 
+    ancestor: str  # file of labels, "" for the average brain
     matrix: np.ndarray  # (3, 3) subject mm -> template mm
     shift: np.ndarray  # (3,) mm
     velocity: np.ndarray  # (3, X, Y, Z) mm
@@ -67,7 +69,8 @@ def draw(spec: PhantomSpec, subject: int, scan: int, *, severity: float | None =
     size = SIZES[who.sex] * (1 + k * 0.018 * normal()) * (1 + k * 0.010 * normal(3))
     matrix = np.diag(1 / size) @ _rotation(k * np.radians(TILT) * normal(3))
     velocity = random_velocity(rng, k)
-    known = fields()
+    ancestor = draw_ancestor(spec, subject)
+    known = fields(ancestor)
 
     # Ageing: ventricles widen from middle age on, cortex thins; healthy people of one age differ widely.
     years = max(0.0, (who.age + scan - 20.0) / 50.0)
@@ -88,7 +91,7 @@ def draw(spec: PhantomSpec, subject: int, scan: int, *, severity: float | None =
             CONDITIONS[who.condition].setting, who.severity, generator(spec, "factors", subject)
         )
     else:
-        lesion = draw_lesion(rng, who.severity, spec.effect)
+        lesion = draw_lesion(rng, lesion_places(ancestor), who.severity, spec.effect)
         velocity = velocity + mass_effect(lesion)
     velocity = velocity + np.float32(ventricles) * known.ventricles + np.float32(hippocampi) * known.hippocampi
     velocity = velocity + np.float32(torque) * known.torque
@@ -110,6 +113,7 @@ def draw(spec: PhantomSpec, subject: int, scan: int, *, severity: float | None =
     scanner[sliced, 1] = 0.0  # slices are excited, not encoded: they do not ring
     scanner[phase, 2:] = min(k * rng.exponential(0.015), 0.08), rng.uniform(6.0, 40.0)
     return Draw(
+        ancestor,
         matrix,
         k * SHIFT * normal(3),
         velocity,

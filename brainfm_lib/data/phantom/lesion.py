@@ -8,10 +8,11 @@ import numpy as np
 import torch
 from scipy.special import ndtr
 
-from brainfm_lib.data.phantom.anatomy import lesion_places
 from brainfm_lib.data.phantom.deform import NODES, node_points
 
 WAVES = 6
+RADIUS = (18.0, 28.0)  # mm: 24 to 92 ml
+OEDEMA = 20.0  # mm that it spreads beyond the border at the highest grade
 
 
 @dataclass(frozen=True)
@@ -34,14 +35,13 @@ class Lesion:
     phases: np.ndarray
 
 
-def draw_lesion(rng: np.random.Generator, severity: float, effect: float) -> Lesion:
-    """A tumour of a subject with this latent severity; `effect` scales how fast its signs grow."""
-    places = lesion_places()
+def draw_lesion(rng: np.random.Generator, places: np.ndarray, severity: float, effect: float) -> Lesion:
+    """A tumour of this latent severity at one of places (N, 3); `effect` scales how fast its signs grow."""
     grade = float(ndtr(effect * (severity - 1.5) / 1.5))
     directions = rng.standard_normal((WAVES, 3)) * 2.2
     return Lesion(
         places[rng.integers(len(places))],
-        float(rng.uniform(16.0, 24.0)),
+        float(rng.uniform(*RADIUS)),
         grade,
         directions.astype(np.float32),
         rng.uniform(0, 2 * np.pi, WAVES).astype(np.float32),
@@ -76,5 +76,5 @@ def compartments(lesion: Lesion, points: torch.Tensor, texture: torch.Tensor, so
     solid = inside(depth, 2.0 + 4.0 * g)
     core = inside(depth - (1.15 - 0.85 * g) * lesion.radius + 1.5 * g * texture, 3.0) * solid
     rim = solid * (1 - core) * inside(depth - 1.0, 2.0) * g
-    oedema = (1 - solid) * inside(depth + 2.0 + 16.0 * g, 6.0)
+    oedema = (1 - solid) * inside(depth + 2.0 + OEDEMA * g, 6.0)
     return torch.stack([solid - core - rim, core, rim, oedema])

@@ -16,11 +16,12 @@ from threadpoolctl import threadpool_limits
 
 from brainfm_lib.data.geometry import Geometry
 from brainfm_lib.data.phantom import dials, imaging
-from brainfm_lib.data.phantom.anatomy import CHANNELS, Level, level, template
-from brainfm_lib.data.phantom.cohort import PhantomSpec
+from brainfm_lib.data.phantom.anatomy import CHANNELS
+from brainfm_lib.data.phantom.cohort import PhantomSpec, draw_ancestor
 from brainfm_lib.data.phantom.deform import CENTRE, NODE_SPACING, exponentiate, sample, sample_nodes
 from brainfm_lib.data.phantom.draws import SIZES, Draw, draw
 from brainfm_lib.data.phantom.lesion import compartments
+from brainfm_lib.data.phantom.regions import ANCESTORS, Level, level, template
 
 GPU_STEP = 32  # volumes rendered at once on an accelerator; on a CPU one at a time, which is what makes bytes repeat
 TEXTURE = 0.006  # of the signal, standard deviation in a voxel of 2 mm
@@ -57,10 +58,10 @@ class Support:
         return torch.from_numpy(made).to(self.index.device)
 
 
-@lru_cache(maxsize=4)
-def support(geometry: Geometry, device: str) -> Support:
-    """Voxels within `REACH` of the template's brain at mean size (cached)."""
-    full, mean = template(), float(np.mean(list(SIZES.values())))
+@lru_cache(maxsize=ANCESTORS)
+def support(geometry: Geometry, device: str, ancestor: str = "") -> Support:
+    """Voxels within `REACH` of the ancestor's brain at mean size (cached)."""
+    full, mean = template(ancestor), float(np.mean(list(SIZES.values())))
     near = ndimage.distance_transform_edt(full.maps[0, ::3, ::3, ::3] < 0.5).astype(np.float32) * 3.0
     index = np.indices(geometry.grid).reshape(3, -1).T
     points = index @ geometry.affine[:3, :3].T + geometry.affine[:3, 3]
@@ -68,7 +69,7 @@ def support(geometry: Geometry, device: str) -> Support:
     outside = np.maximum(0, np.maximum(-place, place - (np.array(near.shape) - 1))).max(1) * 3.0
     distance = ndimage.map_coordinates(near, place.T, order=1, mode="nearest") + outside
     kept = np.flatnonzero(distance * mean < REACH)
-    fit = level(geometry.spacing)
+    fit = level(geometry.spacing, ancestor)
     where = torch.tensor(points[kept], dtype=torch.float32)
     step = max(int(NODE_SPACING / geometry.spacing), 1)
     if step == 1:
@@ -197,8 +198,12 @@ def folded(
 
 
 def render_draws(draws: list[Draw], geometry: Geometry, device: str = "cpu") -> torch.Tensor:
-    """Volumes (B, D, H, W) of scans whose random numbers are drawn: change one of them to see what it does."""
-    ground = support(geometry, device)
+    """Volumes (B, D, H, W) of scans whose random numbers are drawn: change one of them to see what it does.
+
+    All subjects of a batch descend from one ancestor.
+    """
+    (ancestor,) = {d.ancestor for d in draws}
+    ground = support(geometry, device, ancestor)
     reached, points = deformed(draws, ground)
     where = ground.index[reached]
     tissue = sample_rows(ground.rows, ground.level, points.reshape(-1, 3)).view(len(draws), -1, 8)
@@ -207,8 +212,8 @@ def render_draws(draws: list[Draw], geometry: Geometry, device: str = "cpu") -> 
         return torch.tensor(np.array([getattr(d, name) for d in draws]), dtype=torch.float32, device=device)
 
     mask, grey, deep, white, thin, thin_temporal = (tissue[..., k].contiguous() for k in range(len(CHANNELS)))
-    units = column("thin").clamp(-0.6, 1.2)
-    grey = grey - (units[:, :1] * thin + units[:, 1:] * thin_temporal).minimum(grey)  # before folds: one cortex, thinner
+    units = column("thin").clamp(-0.6, 1.2)  # thinning comes before folding: one cortex, folded
+    grey = grey - (units[:, :1] * thin + units[:, 1:] * thin_temporal).minimum(grey)
     seeds = torch.tensor([d.seeds for d in draws], dtype=torch.int32, device=device)
     grey, deep, white, smooth = folded(grey, deep, white, mask, points, seeds[:, 3], geometry.spacing)
     fine = min(1.0, 2.0 / geometry.spacing)  # larger voxels average noise and texture out
@@ -283,11 +288,15 @@ def render(
     """
     place = str(torch.device(device))
     numbers = [int(str(name).rsplit("-", 1)[-1]) for name in scans["subject_id"]]
-    draws = [(number, int(scan)) for number, scan in zip(numbers, scans["scan"], strict=True)]
+    wanted = list(zip(numbers, (int(scan) for scan in scans["scan"]), strict=True))
+    families: dict[str, list[int]] = {}
+    for row, number in enumerate(numbers):
+        families.setdefault(draw_ancestor(spec, number), []).append(row)
     step = 1 if place == "cpu" else GPU_STEP
-    volumes = torch.empty(len(draws), *geometry.grid, device=place)
+    volumes = torch.empty(len(wanted), *geometry.grid, device=place)
     with single_threaded():
-        for start in range(0, len(draws), step):
-            batch = [draw(spec, *pair) for pair in draws[start : start + step]]
-            volumes[start : start + step] = render_draws(batch, geometry, place)
+        for rows in families.values():
+            for start in range(0, len(rows), step):
+                batch = rows[start : start + step]
+                volumes[batch] = render_draws([draw(spec, *wanted[row]) for row in batch], geometry, place)
     return volumes
