@@ -15,6 +15,7 @@ import pandas as pd
 from brainfm_lib.config import load_profile
 from brainfm_lib.data.manifest import load_manifest
 from brainfm_lib.data.phantom import PhantomSpec
+from brainfm_lib.data.phantom.cohort import determinants
 from brainfm_lib.errors import InputError
 from brainfm_lib.identity import stable_hash, write_atomic
 from brainfm_lib.objectives import ARMS, CONTROL
@@ -257,10 +258,9 @@ class Study(StudyData):
     def _truth_config(self, task: str) -> RunConfig:
         spec, classes = self._truth_parts(task)
         settings = {"classes": classes, "geometry": dataclasses.asdict(self.profile.geometry)}
-        known = {name: value for name, value in dataclasses.asdict(spec).items() if name != "subjects"}
         return RunConfig(
             "truth",
-            settings | {"spec": known},
+            settings | {"spec": determinants(spec)},
             code=("brainfm_lib.analysis.truth", "brainfm_lib.data.phantom.rendering"),
         )
 

@@ -1,0 +1,179 @@
+"""The unit of inference, (subject, label), and how whole subjects are resampled."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from brainfm_lib.errors import InputError
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Interval:
+    """An estimate and its interval."""
+
+    estimate: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Comparison(Interval):
+    """A paired difference, its interval and its two-sided p-value."""
+
+    p: float
+
+
+@dataclass(frozen=True)
+class Units:
+    """One row a (subject, label): labels (U,), scores (U, C), subjects (U,) codes 0…S-1, folds (U,)."""
+
+    labels: Array
+    scores: Array
+    subjects: Array
+    folds: Array
+
+    @property
+    def columns(self) -> list[tuple[int, int]]:
+        """Pairs (class, score column): class 1 alone when binary, every class against the rest otherwise."""
+        width = self.scores.shape[1]
+        return [(1, width - 1)] if width <= 2 else [(c, c) for c in range(width)]
+
+
+def aggregate_by_subject(labels: ArrayLike, scores: ArrayLike, subjects: ArrayLike) -> tuple[Array, Array, Array]:
+    """Average scores over the scans that share a subject and a label.
+
+    Args:
+        labels: (n,) integer classes.
+        scores: (n,) or (n, C).
+        subjects: (n,) identifiers.
+
+    Returns:
+        labels (U,), scores (U,) or (U, C), subjects (U,), sorted by subject and then by label.
+    """
+    labels, scores, subjects = np.asarray(labels), np.asarray(scores, dtype=float), np.asarray(subjects)
+    names, codes = np.unique(subjects, return_inverse=True)
+    classes, label_codes = np.unique(labels, return_inverse=True)
+    keys, unit = np.unique(codes * len(classes) + label_codes, return_inverse=True)
+    columns = scores.reshape(len(labels), -1)
+    sums = np.stack([np.bincount(unit, column, len(keys)) for column in columns.T], axis=1)
+    mean = sums / np.bincount(unit)[:, None]
+    mean = mean[:, 0] if scores.ndim == 1 else mean
+    return classes[keys % len(classes)], mean, names[keys // len(classes)]
+
+
+def make_units(
+    labels: ArrayLike,
+    scores: ArrayLike,
+    subjects: ArrayLike,
+    folds: ArrayLike | None,
+    *,
+    minimum: int = 1,
+    aggregate: bool = True,
+) -> Units:
+    """Check, aggregate and sort; every class has at least `minimum` subjects in every fold, or InputError."""
+    labels, scores, subjects = np.asarray(labels), np.asarray(scores, dtype=float), np.asarray(subjects)
+    if not len(labels) == len(scores) == len(subjects):
+        raise InputError(
+            f"{len(labels)} labels, {len(scores)} scores and {len(subjects)} subjects do not fit together: "
+            "give one of each for every scan."
+        )
+    if not len(labels):
+        raise InputError("There is no scan to score: check the split of this task.")
+    if not np.isfinite(scores).all():
+        row = int(np.argwhere(~np.isfinite(scores))[0][0])
+        raise InputError(f"The score of row {row} (subject {subjects[row]}) is not finite: mend its features.")
+    names, codes = np.unique(subjects, return_inverse=True)
+    fold_names, fold_codes = np.unique(
+        np.zeros(len(labels), int) if folds is None else np.asarray(folds), return_inverse=True
+    )
+    fold_of = np.zeros(len(names), int)
+    fold_of[codes] = fold_codes
+    if (fold_of[codes] != fold_codes).any():
+        bad = subjects[np.flatnonzero(fold_of[codes] != fold_codes)[0]]
+        raise InputError(f"Subject {bad} is in more than one fold: assign folds by subject.")
+    if aggregate:
+        labels, scores, unit_names = aggregate_by_subject(labels, scores, subjects)
+        codes = np.searchsorted(names, unit_names)
+    units = Units(labels, scores.reshape(len(labels), -1), codes, fold_of[codes])
+    classes = max(2, units.scores.shape[1])
+    if not np.isin(labels, np.arange(classes)).all():
+        strange = labels[~np.isin(labels, np.arange(classes))][0]
+        raise InputError(f"Label {strange} has no score column: labels must be 0 to {classes - 1}.")
+    for fold, name in enumerate(fold_names):
+        counts = np.bincount(labels[units.folds == fold].astype(int), minlength=classes)
+        if counts.min() < minimum:
+            where = "" if folds is None else f" in fold {name}"
+            raise InputError(
+                f"Class {counts.argmin()} has {counts.min()} subject(s){where} where an AUROC needs at least "
+                f"{minimum}: add subjects{'' if folds is None else ', use fewer folds'} or merge classes."
+            )
+    return units
+
+
+def weighted_auroc(positive: Array, scores: Array, weights: Array) -> Array:
+    """AUROC under unit weights: positive (U,) bool, scores (U,), weights (R, U) -> (R,)."""
+    order = np.argsort(scores, kind="stable")
+    scores, positive, weights = scores[order], positive[order], weights[:, order]
+    below = np.zeros((len(weights), len(scores) + 1))
+    np.cumsum(weights * ~positive, axis=1, out=below[:, 1:])
+    first = np.searchsorted(scores, scores[positive], side="left")
+    last = np.searchsorted(scores, scores[positive], side="right")
+    won = 0.5 * (below[:, first] + below[:, last])  # weight of the negatives below, ties counted half
+    w = weights[:, positive]
+    return (w * won).sum(1) / (w.sum(1) * below[:, -1])
+
+
+def fold_mean_auroc(units: Units, weights: Array | None = None) -> Any:
+    """Mean over folds of the macro AUROC: a float, or (R,) for weights (R, U)."""
+    w = np.ones((1, units.labels.size)) if weights is None else weights
+    areas = [
+        weighted_auroc(units.labels[inside] == label, units.scores[inside, column], w[:, inside])
+        for fold in np.unique(units.folds)
+        for inside in [np.flatnonzero(units.folds == fold)]
+        for label, column in units.columns
+    ]
+    mean = np.mean(areas, axis=0)
+    return float(mean[0]) if weights is None else mean
+
+
+def resample(strata: Array, draws: int, rng: np.random.Generator) -> Array:
+    """How often each subject is drawn, (draws, S), when m - 1 of m are drawn within each stratum (S,)."""
+    weights = np.ones((draws, strata.size))
+    for stratum in np.unique(strata):
+        members = np.flatnonzero(strata == stratum)
+        m = members.size
+        if m > 1:
+            drawn = rng.integers(m, size=(draws, m - 1)) + m * np.arange(draws)[:, None]
+            weights[:, members] = np.bincount(drawn.ravel(), minlength=draws * m).reshape(draws, m)
+    return weights
+
+
+def unit_weights(units: Units, draws: int, seed: int) -> Iterator[Array]:
+    """Bootstrap weights of the units in blocks (R, U), stratified by fold and set of labels carried."""
+    label_set = np.zeros(units.subjects.max() + 1, dtype=np.int64)
+    np.add.at(label_set, units.subjects, 2 ** units.labels.astype(np.int64))
+    fold_of = np.zeros_like(label_set)
+    fold_of[units.subjects] = units.folds
+    strata, rng = fold_of * (label_set.max() + 1) + label_set, np.random.default_rng(seed)
+    block = max(1, 2_000_000 // units.labels.size)  # keeps the temporaries near 100 MB
+    for start in range(0, draws, block):
+        yield resample(strata, min(block, draws - start), rng)[:, units.subjects]
+
+
+def bootstrap_interval(units: Units, level: float, draws: int, seed: int) -> Interval:
+    """Fold-averaged AUROC with its percentile interval."""
+    values = np.concatenate([fold_mean_auroc(units, w) for w in unit_weights(units, draws, seed)])
+    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
+    return Interval(fold_mean_auroc(units), float(low), float(high))
+
+
+def comparison(estimate: float, values: Array, level: float) -> Comparison:
+    """A difference with the percentile interval of its resampled values (R,), and the p that inverts it."""
+    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
+    tail = 1 + min((values <= 0).sum(), (values >= 0).sum())
+    return Comparison(estimate, float(low), float(high), float(min(1.0, 2 * tail / (values.size + 1))))
