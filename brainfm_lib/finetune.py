@@ -19,7 +19,7 @@ from brainfm_lib.device import autocast, best_device
 from brainfm_lib.features import VolumeReader, pool
 from brainfm_lib.models import VisionTransformer3d
 from brainfm_lib.models.attentive import AttentivePool
-from brainfm_lib.probes import ProbeResult, check_table, prediction_table, subject_auroc, write_result
+from brainfm_lib.probes.results import ProbeResult, check_table, prediction_table, subject_auroc, write_result
 from brainfm_lib.tokens import patch_grid
 
 Array = np.ndarray

@@ -291,11 +291,11 @@ class Study(StudyData):
             "probe",
             settings,
             inputs={"features": self.config(f"features:{arm}:{cohort}")},
-            code=("brainfm_lib.probes",),
+            code=("brainfm_lib.probes.linear",),
         )
 
     def _probe_make(self, arm: str, task: str) -> Callable[[Path], Any]:
-        from brainfm_lib.probes import make_probe
+        from brainfm_lib.probes.linear import make_probe
 
         features = self.run(f"features:{arm}:{self.manifest.tasks[task].cohort}")
         settings = self._task_settings(task)

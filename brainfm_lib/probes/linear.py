@@ -1,46 +1,30 @@
 """The linear probe on frozen features: every choice on validation subjects, every score from subjects not fitted on."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 
 from brainfm_lib.errors import InputError
-from brainfm_lib.stats import (
-    aggregate_by_subject,
-    auroc,
-    auroc_interval,
-    cv_auroc_interval,
-    permutation_p,
-    permutation_p_refit,
+from brainfm_lib.probes.results import (
+    Array,
+    ProbeResult,
+    check_table,
+    prediction_table,
+    score_columns,
+    subject_auroc,
+    write_result,
 )
+from brainfm_lib.stats import permutation_p_refit
 
-Array = NDArray[Any]
 PENALTIES = tuple(float(c) for c in np.logspace(-5, 2, 8))  # C of the L2 penalty, on standardised features
 FEW = 64  # coordinates up to which Newton steps are the faster way to the same weights
 UNCHOSEN_C = 1e-2  # where two folds leave nothing to choose on
-
-
-@dataclass(frozen=True)
-class ProbeResult:
-    """Held-out scores of one probe.
-
-    Attributes:
-        predictions: A row a held-out scan (the test split, or every scan under cross-validation): scan_uid,
-            subject_id, label, split or fold, and score_0 … score_{C-1}, the classes' probabilities.
-        chosen: A row a fitted model with what the validation subjects chose, and validation_auroc; under
-            cross-validation with the fold that it was scored on.
-    """
-
-    predictions: pd.DataFrame
-    chosen: pd.DataFrame
 
 
 def linear_probe(
@@ -108,28 +92,6 @@ def linear_probe(
     return ProbeResult(pd.concat(rows).sort_index().reset_index(drop=True), pd.DataFrame(chosen))
 
 
-def evaluate(
-    result: ProbeResult, *, draws: int = 2000, permutations: int = 2000, level: float = 0.95, seed: int = 0
-) -> pd.DataFrame:
-    """AUROC over subjects with its interval, and the one-sided permutation p of being above chance.
-
-    Returns:
-        One row: metric, estimate, low, high, n_subjects, p_permutation. With folds it is the mean of the folds'
-        AUROCs; the permutations hold the fitted models fixed.
-
-    Raises:
-        InputError: Fewer than two held-out subjects of a class (in a fold).
-    """
-    table = result.predictions
-    held = table["label"].to_numpy(), score_columns(table).to_numpy(), table["subject_id"].to_numpy()
-    folds = table["fold"].to_numpy() if "fold" in table else None
-    settings: dict[str, Any] = {"level": level, "draws": draws, "seed": seed}
-    found = auroc_interval(*held, **settings) if folds is None else cv_auroc_interval(*held, folds, **settings)
-    p = permutation_p(*held, folds, draws=permutations, seed=seed)
-    row = {"metric": "auroc", **vars(found), "n_subjects": table["subject_id"].nunique(), "p_permutation": p}
-    return pd.DataFrame([row])
-
-
 def refit_p(features: Mapping[str, Array], table: pd.DataFrame, *, draws: int = 399, seed: int = 0) -> float:
     """One-sided p of a cross-validated probe, its choices and fits repeated under labels permuted within folds.
 
@@ -177,70 +139,6 @@ def make_probe(features: Path, table: pd.DataFrame, settings: Mapping[str, Any])
         return {}
 
     return make
-
-
-def write_result(result: ProbeResult, settings: Mapping[str, Any], folder: Path, *, p: float | None = None) -> None:
-    """Write predictions, chosen and results as Parquet; `p`, where given, replaces p_permutation."""
-    scored = evaluate(result, draws=settings["draws"], permutations=settings["permutations"], seed=settings["seed"])
-    scored = scored if p is None else scored.assign(p_permutation=p)
-    for name, part in (("predictions", result.predictions), ("chosen", result.chosen), ("results", scored)):
-        part.to_parquet(folder / f"{name}.parquet")
-
-
-def check_table(table: pd.DataFrame) -> tuple[Array, Array]:
-    """Labels (n,) and splits or folds (n,) of a task's scans, once nothing leaks and no class is missing.
-
-    Raises:
-        InputError: Says which subject, split or class.
-    """
-    missing = [name for name in ("scan_uid", "subject_id", "label") if name not in table]
-    if missing or ("split" in table) == ("fold" in table):
-        raise InputError(
-            f"A probe's table needs {'column ' + missing[0] if missing else 'either a split or a fold column'}."
-        )
-    division = "split" if "split" in table else "fold"
-    labels, parts = table["label"].to_numpy().astype(int), table[division].to_numpy()
-    spread = table.groupby("subject_id")[division].nunique()
-    if (spread > 1).any():
-        raise InputError(
-            f"Subject {spread.index[spread > 1][0]} is in more than one {division}: assign {division}s by subject."
-        )
-    if len(set(labels)) < 2:
-        raise InputError(f"All {len(table)} scans carry label {labels[0] if len(table) else '–'}: a probe needs two.")
-    expected = ["train", "val", "test"] if division == "split" else sorted(set(parts))
-    for part in expected:
-        units = table[parts == part].drop_duplicates(["subject_id", "label"])
-        counts = np.bincount(units["label"].astype(int), minlength=labels.max() + 1)
-        needed = 2 if division == "fold" or part == "test" else 1  # an interval needs two held-out subjects a class
-        if counts.min() < needed:
-            raise InputError(
-                f"{division.capitalize()} {part} has {counts.min()} subject(s) of class {counts.argmin()} and needs "
-                f"{needed}: add subjects, {'use fewer folds' if division == 'fold' else 'change the split'} or merge "
-                "classes."
-            )
-    if division == "split" and set(parts) - set(expected):
-        raise InputError(f"Split {sorted(set(parts) - set(expected))[0]!r} is not one of train, val and test.")
-    if len(expected) < 2:
-        raise InputError("There is one fold only: cross-validation needs at least two.")
-    return labels, parts
-
-
-def subject_auroc(labels: Array, scores: Array, subjects: Array, rows: Array) -> float:
-    """AUROC over the (subject, label) units among `rows` (n,) bool."""
-    mean_labels, mean_scores, _ = aggregate_by_subject(labels[rows], scores[rows], subjects[rows])
-    return auroc(mean_labels, mean_scores)
-
-
-def score_columns(table: pd.DataFrame) -> pd.DataFrame:
-    """The columns score_0 … score_{C-1}."""
-    return table[[f"score_{k}" for k in range(sum(str(name).startswith("score_") for name in table))]]
-
-
-def prediction_table(scans: pd.DataFrame, scores: Array) -> pd.DataFrame:
-    """Scans with their scores (n, C), columns as in `ProbeResult.predictions`."""
-    division = "split" if "split" in scans else "fold"
-    columns = {f"score_{k}": scores[:, k] for k in range(scores.shape[1])}
-    return scans[["scan_uid", "subject_id", "label", division]].assign(**columns)
 
 
 def _fit(
