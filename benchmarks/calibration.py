@@ -34,7 +34,8 @@ from brainfm_lib.data.phantom.draws import draw
 from brainfm_lib.models.baselines import small_resnet
 from brainfm_lib.probes import evaluate, linear_probe
 from brainfm_lib.stats import auroc_interval
-from brainfm_lib.study import RAW_VOXELS, Study
+from brainfm_lib.study import Study
+from brainfm_lib.verdict import RAW_VOXELS
 
 SUBJECTS = 3000  # of each cohort at most
 EPOCHS, BATCH, RATE, DECAY = 24, 32, 2e-3, 0.05

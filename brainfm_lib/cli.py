@@ -133,6 +133,35 @@ def pretrain(
         print(f"{arm}: {run}", flush=True)
 
 
+@app.command()
+def probe(
+    protocol: Annotated[str, typer.Option(help="linear, knn, fewshot or finetune.")] = "linear",
+    profile: ProfileOption = "quick",
+    objective: ObjectiveOption = "all",
+    manifest: ManifestOption = None,
+    seed: SeedOption = 0,
+    task: Annotated[list[str] | None, typer.Option(help="A task; repeat for more. Default: all.")] = None,
+    csv: Annotated[Path | None, typer.Option(help="Write the results as a table, a row a metric.")] = None,
+    cpu: CpuOption = False,
+) -> None:
+    """Judge the encoders of a study and their controls on its tasks; encoders that are missing are made first."""
+    from brainfm_lib.judging import judge
+    from brainfm_lib.study import Study
+
+    study = Study(profile, manifest, seed, objective, cpu=cpu)
+    for line in judge(study, protocol, task, csv):
+        print(line, flush=True)
+
+
+@app.command()
+def compare(names: Annotated[list[str], typer.Argument(help="Runs of probes or fine-tuning on one task.")]) -> None:
+    """AUROC of finished runs, and each one's paired difference from the first."""
+    from brainfm_lib.judging import compare_runs
+
+    for line in compare_runs(names):
+        print(line)
+
+
 def pretrain_main() -> None:
     """Entry point of ``python -m brainfm_lib.pretrain PROFILE``, for launchers that start several processes."""
 

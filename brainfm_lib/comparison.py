@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
 from brainfm_lib import stats
-from brainfm_lib.verdict import CONTROL, METRIC, RAW_VOXELS
+from brainfm_lib.study_evaluation import PROTOCOLS
+from brainfm_lib.verdict import CONTROL, METRIC, NUISANCE, RAW_VOXELS, SHUFFLED
 
 if TYPE_CHECKING:
     from brainfm_lib.runs import Run
@@ -18,9 +19,9 @@ if TYPE_CHECKING:
 
 PREDICTORS = ("position_mean", "interpolation")
 REGULARISED = {"sl-mae": "mae", "vcr-jepa": "jepa"}
-PROTOCOLS = {"probe": "linear", "finetune": "fine-tune"}
+CONTROLS = (SHUFFLED, NUISANCE, RAW_VOXELS, CONTROL)
 CUTOFF = "spectral loss from here"
-HALF = 0.5
+HALF = 0.5  # coherence; and chance, as an AUROC
 
 
 def trained_arms(study: Study) -> tuple[str, ...]:
@@ -34,8 +35,8 @@ def encoders(study: Study) -> tuple[str, ...]:
 
 
 def compared(study: Study) -> tuple[str, ...]:
-    """Both controls and the study's arms: the rows of a table of linear probes."""
-    return tuple(dict.fromkeys((CONTROL, RAW_VOXELS, *study.arms)))
+    """Controls and the study's arms: the rows of a table of linear probes."""
+    return tuple(dict.fromkeys((*CONTROLS, *study.arms)))
 
 
 def finetune_tasks(study: Study) -> tuple[str, ...]:
@@ -130,6 +131,25 @@ def landmarks(study: Study) -> dict[str, float]:
     return {"one cycle a patch": 1 / patch, CUTOFF: study.profile.spectral.high_pass * highest}
 
 
+def efficiency_table(study: Study, results: pd.DataFrame) -> pd.DataFrame:
+    """Share of the ideal observer's squared detectability that each row of `adjusted` reaches on simulated tasks.
+
+    Returns:
+        The rows of tasks of two classes whose truth is known, estimate, low and high as efficiencies, with ideal_auroc.
+    """
+    parts = []
+    for task in study.simulated_tasks:
+        rows = results[results["task"] == task]
+        if len(study.manifest.tasks[task].classes) != 2 or rows.empty:
+            continue
+        ideal = float(study.run(f"truth:{task}").table("truth")["ideal_auroc"].iloc[0])
+        if not HALF < ideal < 1:  # severity says nothing of this label, or all of it
+            continue
+        shares = {name: stats.efficiency(rows[name], ideal) for name in ("estimate", "low", "high")}
+        parts.append(rows.assign(**shares, ideal_auroc=ideal, metric="efficiency"))
+    return pd.concat(parts, ignore_index=True) if parts else results.iloc[:0].assign(ideal_auroc=[])
+
+
 def adjusted(results: pd.DataFrame) -> pd.DataFrame:
     """The AUROC rows of `Study.results`, with p_holm: Holm's adjustment of p_permutation over a protocol's rows."""
     if results.empty:
@@ -146,13 +166,13 @@ def paired_differences(study: Study) -> pd.DataFrame:
     the probes and fine-tunings that the study has used so far.
 
     Returns:
-        As `Study.results`, with baseline, p and p_holm (Holm over the rows that share protocol and baseline); the
-        estimate is arm minus baseline.
+        As `Study.results`, with baseline, p, p_holm (Holm over the rows that share protocol and baseline) and
+        detectable (see `stats.detectable_difference`); the estimate is arm minus baseline.
     """
     rows = []
     for request, run in study.used.items():
         kind, *words = request.split(":")
-        if kind not in PROTOCOLS or words[0] in (CONTROL, RAW_VOXELS):
+        if kind not in PROTOCOLS or words[0] in CONTROLS:
             continue
         arm, task = words
         for baseline in (CONTROL, RAW_VOXELS, REGULARISED.get(arm)):
@@ -164,7 +184,28 @@ def paired_differences(study: Study) -> pd.DataFrame:
     columns = ["arm", "baseline", "task", "protocol", "run", "metric", "seed", "estimate", "low", "high", "p"]
     table = pd.DataFrame(rows, columns=columns)
     p = table.groupby(["protocol", "baseline"])["p"].transform(stats.holm) if rows else pd.Series(dtype=float)
-    return table.assign(p_holm=p)
+    return table.assign(p_holm=p, detectable=stats.detectable_difference(table["low"], table["high"]))
+
+
+def held_out(study: Study, kind: str, arms: Sequence[str]) -> dict[str, dict[str, pd.DataFrame]]:
+    """Task of two classes -> arm -> its held-out scans, among the runs of one kind that the study has used so far."""
+    found: dict[str, dict[str, pd.DataFrame]] = {}
+    for task in study.tasks:
+        if len(study.manifest.tasks[task].classes) == 2:
+            runs = {arm: study.used.get(f"{kind}:{arm}:{task}") for arm in arms}
+            found[task] = {arm: run.table("predictions") for arm, run in runs.items() if run is not None}
+    return {task: tables for task, tables in found.items() if tables}
+
+
+def present(study: Study, kind: str, table: str) -> dict[str, dict[str, pd.DataFrame]]:
+    """Task -> arm -> a table of those runs of one kind that somebody has made; none is made now."""
+    found: dict[str, dict[str, pd.DataFrame]] = {}
+    for task in study.tasks:
+        for arm in compared(study):
+            run = study.optional(f"{kind}:{arm}:{task}")
+            if run is not None:
+                found.setdefault(task, {})[arm] = run.table(table)
+    return found
 
 
 def against(differences: pd.DataFrame, protocol: str, baseline: str) -> pd.DataFrame:

@@ -51,6 +51,7 @@ class EvaluationConfig:
         cross_validate_below: A task with fewer subjects is cross-validated instead of split once.
         refits: At most so many permutations in which a cross-validated probe is fitted anew, for an honest p:
             enough that the smallest survives Holm's adjustment over a table's rows.
+        shots: Labelled subjects a class in few-shot probes.
         finetune_tasks: Tasks on which short fine-tuning is run as well.
         batch_size: Volumes a forward pass.
     """
@@ -63,6 +64,7 @@ class EvaluationConfig:
     permutations: int = 2000
     cross_validate_below: int = 150
     refits: int = 399
+    shots: tuple[int, ...] = (8, 16, 32, 64)
     finetune_tasks: tuple[str, ...] = ("ad",)
     batch_size: int = 32
 

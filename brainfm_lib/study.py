@@ -10,19 +10,14 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
 from brainfm_lib.config import load_profile
 from brainfm_lib.data.manifest import load_manifest
-from brainfm_lib.data.phantom import PhantomSpec
-from brainfm_lib.data.phantom.cohort import determinants
 from brainfm_lib.errors import InputError
 from brainfm_lib.identity import stable_hash, write_atomic
 from brainfm_lib.objectives import ARMS, CONTROL
 from brainfm_lib.runs import Run, RunConfig, ensure, find
-from brainfm_lib.study_data import StudyData
+from brainfm_lib.study_evaluation import StudyEvaluation
 
-RAW_VOXELS = "raw-voxels"
 FLAT_NAMES = {
     "spectral_weight": "spectral.weight",
     "spectral_high_pass": "spectral.high_pass",
@@ -31,10 +26,9 @@ FLAT_NAMES = {
     "learning_rate": "optimiser.lr",
     "steps": "optimiser.steps",
 }
-RESULT_NAMES = ("cohort", "task", "arm", "seed", "protocol", "run")
 
 
-class Study(StudyData):
+class Study(StudyEvaluation):
     """What is compared, and on what.
 
     Args:
@@ -77,8 +71,9 @@ class Study(StudyData):
         )
         self.profile_name, self.seed, self.cpu = profile, int(seed), cpu
         self.compile, self.recompute = compile, recompute
+        self.used = {}
+        self._asked: list[str] = []
         self.arms: tuple[str, ...] = tuple(ARMS) if objective == "all" else (objective,)
-        self.used: dict[str, Run] = {}
         self._configs: dict[str, RunConfig] = {}
 
     # --- requests -----------------------------------------------------------------------------------------------------
@@ -103,12 +98,16 @@ class Study(StudyData):
     def identify(self, request: str) -> str:
         """Identity of the run of `request`, without making it; that of a shipped run where this one is used.
 
-        ``cohort:<name>`` is answered too: the identity of a cohort's volumes; and ``study``: what a page shows beside
-        runs and cohorts, that is, which tasks there are and how they are evaluated.
+        ``cohort:<name>`` is answered too: the identity of a cohort's volumes; ``optional:<request>``, "absent" where
+        nobody has made that run; and ``study``: what a page shows beside runs and cohorts, that is, which tasks there
+        are and how they are evaluated.
         """
         kind, _, rest = request.partition(":")
         if kind == "cohort":
             return self._cohort_id(rest)
+        if kind == "optional":
+            made = find(self.config(rest))
+            return made.id if made is not None else "absent"
         if kind == "study":
             manifest, evaluation = self.manifest, dataclasses.asdict(self.profile.evaluation)
             tasks = {name: manifest.tasks[name].model_dump() for name in self.tasks}
@@ -131,6 +130,14 @@ class Study(StudyData):
             make = getattr(self, f"_{kind}_make")(*words, **making)
             found = ensure(config, make)
         self.used[request] = found
+        return found
+
+    def optional(self, request: str) -> Run | None:
+        """The run of `request` if it is there; a page that asked is out of date once it is, or no longer is."""
+        found = find(self.config(request))
+        self._asked.append(request)
+        if found is not None:
+            self.used[request] = found
         return found
 
     # --- kinds of run: a configuration, and how it is made -----------------------------------------------------------
@@ -229,129 +236,12 @@ class Study(StudyData):
             cpu=self.cpu,
         )
 
-    def _features_config(self, arm: str, cohort: str) -> RunConfig:
-        inputs = {} if arm == RAW_VOXELS else {"encoder": self.config(f"pretrain:{arm}")}
-        settings = {"geometry": dataclasses.asdict(self.profile.geometry), "encoder": arm != RAW_VOXELS}
-        code = ("brainfm_lib.features", *self.cohort(cohort).code)
-        return RunConfig("features", settings, {"scans": self.cohort(cohort).digest}, inputs, code)
-
-    def _features_make(self, arm: str, cohort: str) -> Callable[[Path], Any]:
-        from brainfm_lib.features import make_features
-
-        folder = None if arm == RAW_VOXELS else self.run(f"pretrain:{arm}").path / "encoder"
-        return make_features(
-            folder, lambda: self.volumes(cohort), batch_size=self.profile.evaluation.batch_size, cpu=self.cpu
-        )
-
-    def _truth_parts(self, task: str) -> tuple[PhantomSpec, list[list[str]]]:
-        entry = self.manifest.tasks[task]
-        spec = self.cohort(entry.cohort).source
-        if not isinstance(spec, PhantomSpec):
-            raise InputError(f"Nobody knows the truth of task {task!r}: its scans are real.")
-        present = dict(spec.conditions)
-        classes: list[list[str]] = [[] for _ in entry.classes]
-        for name, label in entry.mapping.items():
-            if label is not None and str(name) in present:
-                classes[int(label)].append(str(name))
-        return spec, classes
-
-    def _truth_config(self, task: str) -> RunConfig:
-        spec, classes = self._truth_parts(task)
-        settings = {"classes": classes, "geometry": dataclasses.asdict(self.profile.geometry)}
-        return RunConfig(
-            "truth",
-            settings | {"spec": determinants(spec)},
-            code=("brainfm_lib.analysis.truth", "brainfm_lib.data.phantom.rendering"),
-        )
-
-    def _truth_make(self, task: str) -> Callable[[Path], Any]:
-        from brainfm_lib.analysis.truth import make_truth
-
-        return make_truth(*self._truth_parts(task), self.profile.geometry)
-
-    def _task_settings(self, task: str) -> dict[str, Any]:
-        table = self.task_table(task)
-        division = "split" if "split" in table else "fold"
-        return {
-            "labels": stable_hash(table[["scan_uid", "subject_id", "label", division]].astype(str).to_numpy().tolist()),
-            "division": division,
-            "draws": self.profile.evaluation.bootstrap_draws,
-            "permutations": self.profile.evaluation.permutations,
-            "refits": self.profile.evaluation.refits if division == "fold" else 0,
-            "seed": self.seed,
-        }
-
-    def _public_table(self, task: str) -> pd.DataFrame:
-        return self.public(self.manifest.tasks[task].cohort, self.task_table(task))
-
-    def _probe_config(self, arm: str, task: str) -> RunConfig:
-        cohort = self.manifest.tasks[task].cohort if task in self.tasks else task
-        settings = self._task_settings(task)
-        return RunConfig(
-            "probe",
-            settings,
-            inputs={"features": self.config(f"features:{arm}:{cohort}")},
-            code=("brainfm_lib.probes.linear",),
-        )
-
-    def _probe_make(self, arm: str, task: str) -> Callable[[Path], Any]:
-        from brainfm_lib.probes.linear import make_probe
-
-        features = self.run(f"features:{arm}:{self.manifest.tasks[task].cohort}")
-        settings = self._task_settings(task)
-        return make_probe(features.path, self._public_table(task), settings)
-
-    def _finetune_config(self, arm: str, task: str) -> RunConfig:
-        cohort = self.cohort(self.manifest.tasks[task].cohort if task in self.tasks else task)
-        settings = self._task_settings(task) | {
-            "finetune": dataclasses.asdict(self.profile.finetune),
-            "geometry": dataclasses.asdict(self.profile.geometry),
-        }
-        inputs = {"encoder": self.config(f"pretrain:{arm}")}
-        code = ("brainfm_lib.finetune", *cohort.code)
-        return RunConfig("finetune", settings, {"scans": cohort.digest}, inputs, code)
-
-    def _finetune_make(self, arm: str, task: str) -> Callable[[Path], Any]:
-        from brainfm_lib.finetune import make_finetune
-
-        encoder = self.run(f"pretrain:{arm}").path / "encoder"
-        cohort = self.manifest.tasks[task].cohort
-        return make_finetune(
-            encoder,
-            lambda: self.volumes(cohort),
-            self._public_table(task),
-            self.profile.finetune,
-            self._task_settings(task),
-            cpu=self.cpu,
-        )
-
     # --- results ------------------------------------------------------------------------------------------------------
-
-    def results(self) -> pd.DataFrame:
-        """The probe and fine-tuning runs used so far as one tidy table, a row per arm, task, protocol and metric."""
-        rows = []
-        for request, run in self.used.items():
-            kind, *words = request.split(":")
-            if kind not in ("probe", "finetune"):
-                continue
-            arm, task = words
-            cohort = self.cohort(self.manifest.tasks[task].cohort)
-            table = run.table("results").assign(
-                cohort=cohort.digest,
-                task=task,
-                arm=arm,
-                seed=self.seed,
-                protocol="linear" if kind == "probe" else "fine-tune",
-                run=run.id,
-            )
-            rows.append(table)
-        columns = ["metric", "estimate", "low", "high", "n_subjects", "p_permutation", *RESULT_NAMES]
-        return pd.concat(rows, ignore_index=True) if rows else pd.DataFrame(columns=columns)
 
     def write_result(self, path: str | Path = "result.json", **extra: Any) -> None:
         """Note which runs were used: ``{"runs": {request: run id}, ...}``."""
         content = {"profile": self.profile_name, "seed": self.seed, "arms": list(self.arms), **extra}
         content["runs"] = {request: run.id for request, run in self.used.items()} | self._data_used
-        content["runs"]["study"] = self.identify("study")
+        content["runs"] |= {name: self.identify(name) for name in ("study", *(f"optional:{r}" for r in self._asked))}
         with write_atomic(path) as temporary:
             temporary.write_text(json.dumps(content, indent=2))

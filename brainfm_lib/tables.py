@@ -26,6 +26,7 @@ MEASURES = {
     "alpha_req": "α-ReQ",
     "mean_abs_correlation": "mean |correlation|",
 }
+DECIDED = 0.05  # an adjusted p below it decides a comparison
 SCRATCH = {"random-init": "from scratch"}  # what fine-tuning an untrained encoder is called
 
 
@@ -197,7 +198,7 @@ def results_table(results: pd.DataFrame, titles: Mapping[str, str], *, scratch: 
 
 
 def differences_table(differences: pd.DataFrame, titles: Mapping[str, str], *, scratch: bool = False) -> pd.DataFrame:
-    """Paired differences: pairs down, tasks across, with 95 % interval and adjusted p.
+    """Pairs down, tasks across: difference, 95 % interval, adjusted p and, if undecided, what could have been seen.
 
     Args:
         differences: From `brainfm_lib.comparison.paired_differences`, of one protocol.
@@ -207,9 +208,42 @@ def differences_table(differences: pd.DataFrame, titles: Mapping[str, str], *, s
     rows: dict[str, dict[str, str]] = {}
     for _, r in differences.sort_values("baseline", key=lambda b: b.map(list(TITLES).index), kind="stable").iterrows():
         pair = f"{title(r['arm'])} − {_name(r['baseline'], scratch)}"
-        cell = f"{r['estimate']:+.2f}<br><small>[{r['low']:+.2f}, {r['high']:+.2f}]<br>{_p(r['p_holm'])}</small>"
+        said = _p(r["p_holm"])
+        if pd.notna(r["p_holm"]) and r["p_holm"] >= DECIDED:  # what a null result could have seen
+            said += f", sees {r['detectable']:.2f}"
+        cell = f"{r['estimate']:+.2f}<br><small>[{r['low']:+.2f}, {r['high']:+.2f}]<br>{said}</small>"
         rows.setdefault(pair, {})[titles.get(r["task"], r["task"])] = cell
     return pd.DataFrame([{"difference": pair, **cells} for pair, cells in rows.items()]).fillna("–")
+
+
+def efficiency_table(efficiencies: pd.DataFrame, titles: Mapping[str, str]) -> pd.DataFrame:
+    """Arms down, tasks across; each cell a share of the ideal observer's squared detectability, and its interval.
+
+    Args:
+        efficiencies: From `brainfm_lib.comparison.efficiency_table`, of one protocol.
+        titles: Task -> its name.
+    """
+    columns: dict[str, dict[str, str]] = {}
+    for _, r in efficiencies.iterrows():
+        head = f"{titles.get(r['task'], r['task'])}, ideal AUROC {r['ideal_auroc']:.2f}"
+        cell = f"{100 * r['estimate']:.0f} %<br><small>[{100 * r['low']:.0f}, {100 * r['high']:.0f}]</small>"
+        columns.setdefault(head, {})[title(r["arm"])] = cell
+    return pd.DataFrame(columns).rename_axis("arm").reset_index()
+
+
+def metrics_table(results: pd.DataFrame, task: str) -> pd.DataFrame:
+    """Every metric of one task and protocol, arms down, with 95 % intervals.
+
+    Args:
+        results: From `Study.results`, of one protocol.
+        task: The task.
+    """
+    rows: dict[str, dict[str, str]] = {}
+    for _, r in results[results["task"] == task].iterrows():
+        head = str(r["metric"]).replace("_", " ").replace("auroc", "AUROC").replace("auprc", "AUPRC")
+        cell = f"{r['estimate']:.2f}<br><small>[{r['low']:.2f}, {r['high']:.2f}]</small>"
+        rows.setdefault(title(r["arm"]), {})[head] = cell if pd.notna(r["estimate"]) else "–"
+    return pd.DataFrame([{"arm": arm, **cells} for arm, cells in rows.items()])
 
 
 def rank_table(measures: Mapping[str, pd.DataFrame], *, level: str | None = None) -> pd.DataFrame:

@@ -5,8 +5,13 @@ from collections.abc import Mapping
 import pandas as pd
 
 CONTROL = "random-init"
-RAW_VOXELS = "raw-voxels"
-PROTOCOLS = {"linear": "a linear probe on frozen features", "fine-tune": "short fine-tuning"}
+# Controls that are no encoder: voxels, what is known without a look at the brain, and labels dealt out anew.
+RAW_VOXELS, NUISANCE, SHUFFLED = "raw-voxels", "nuisance", "label-shuffle"
+PROTOCOLS = {
+    "linear": "a linear probe on frozen features",
+    "kNN": "nearest neighbours on frozen features",
+    "fine-tune": "short fine-tuning",
+}
 METRIC = "auroc"
 TRANSDUCTIVE = "**Transductive**: encoders may have been pretrained on subjects that tasks are tested on."
 
@@ -66,7 +71,11 @@ def _against(baseline: str, plain: pd.DataFrame, paired: pd.DataFrame, protocol:
     worse: dict[str, list[str]] = {}
     seen: dict[str, None] = {}
     compared = 0
-    arms = [arm for arm in dict.fromkeys([*plain["arm"], *paired["arm"]]) if arm not in (baseline, RAW_VOXELS)]
+    arms = [
+        arm
+        for arm in dict.fromkeys([*plain["arm"], *paired["arm"]])
+        if arm not in (baseline, RAW_VOXELS, NUISANCE, SHUFFLED)
+    ]
     for arm in arms:
         for task in dict.fromkeys([*plain["task"], *paired["task"]]):
             verdict = _paired_verdict(paired, arm, task, baseline)

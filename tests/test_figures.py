@@ -17,7 +17,7 @@ from brainfm_lib.objectives import ARMS, CONTROL
 
 GEOMETRY = Geometry((16, 20, 18), 8.0)
 TRAINED = tuple(ARMS)
-COMPARED = (CONTROL, "raw-voxels", *ARMS)
+COMPARED = (*comparison.CONTROLS, *ARMS)
 RNG = np.random.default_rng(0)
 
 
@@ -107,9 +107,20 @@ def examples() -> np.ndarray:
     return np.stack([target, visible, filled, filled - target])
 
 
+def predictions(folds: int = 0) -> pd.DataFrame:
+    label, subject = np.arange(90) % 2, np.arange(90) // 2 % 30 * 2 + np.arange(90) % 2
+    table = pd.DataFrame({"subject_id": subject, "label": label, "score_1": 1 / (1 + np.exp(-RNG.normal(label - 0.5)))})
+    return table.assign(fold=table["subject_id"] // 2 % folds) if folds else table
+
+
+def shots() -> pd.DataFrame:
+    rows = [{"shots": n, "draw": k, "auroc": RNG.uniform(0.4, 0.9)} for n in (8, 16, 32) for k in range(5)]
+    return pd.DataFrame(rows)
+
+
 def all_figures(arms: tuple[str, ...]) -> dict[str, Figure]:
     trained = [arm for arm in arms if arm in ARMS]
-    encoders = [arm for arm in arms if arm != "raw-voxels"]
+    encoders = [arm for arm in arms if arm == CONTROL or arm in ARMS]
     of_errors = {arm: errors(arm) for arm in trained}
     cohorts = {"pretraining": cohort(300), "clinic": cohort(28)}
     return {
@@ -131,6 +142,11 @@ def all_figures(arms: tuple[str, ...]) -> dict[str, Figure]:
         "radial_spectra": figures.radial_spectra({a: spectra(a) for a in trained}, marks={"one cycle a patch": 0.022}),
         "eigenspectra": figures.eigenspectra({arm: eigenspectrum(arm) for arm in encoders}),
         "rank_measures": figures.rank_measures({arm: measures(arm) for arm in encoders}),
+        "roc_curves": figures.roc_curves(
+            {"ad": {a: predictions() for a in arms}, "few": {a: predictions(5) for a in arms}}
+        ),
+        "calibration_curves": figures.calibration_curves({"ad": {arm: predictions() for arm in arms}}),
+        "few_shot_curves": figures.few_shot_curves({"ad": {a: shots() for a in arms}} if arms else {}, {"ad": "AD"}),
         "forest_plot": figures.forest_plot(results(arms), {"grade": "Tumour grade 2 against 3 and 4 (phantom)"}),
     }
 
@@ -166,6 +182,9 @@ def test_axes_name_what_they_show(drawn: dict[str, Figure], name: str, tmp_path:
         ("cohort_summary", ["age (years)", "subjects"]),
         ("reconstruction_panel", ["z-score"]),
         ("discriminative_spectra", ["cycles/mm", "mm³"]),
+        ("roc_curves", ["false positive rate", "true positive rate"]),
+        ("calibration_curves", ["predicted probability", "observed share"]),
+        ("few_shot_curves", ["labelled subjects a class", "AUROC"]),
         ("forest_plot", ["AUROC, 95 % interval over subjects"]),
     ],
 )

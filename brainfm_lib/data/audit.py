@@ -6,7 +6,9 @@ looking at the brain?
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -122,6 +124,21 @@ def covariates(volumes: Volumes, rows: Sequence[int] | np.ndarray) -> pd.DataFra
     present = {name: column for name, column in COVARIATES.items() if column in scans}
     chosen = scans.iloc[np.asarray(rows)].reset_index(drop=True)
     return chosen[list(present.values())].set_axis(list(present), axis=1)
+
+
+def make_nuisance(volumes: Callable[[], Volumes]) -> Callable[[Path], dict[str, Any]]:
+    """What `runs.ensure` calls: all covariates of a cohort's scans as one matrix of features, ``covariates.npy``."""
+
+    def make(folder: Path) -> dict[str, Any]:
+        bank = volumes()
+        table = covariates(bank, np.arange(len(bank)))
+        parts = [_design(table[name]) for name in table] or [np.zeros((len(bank), 0))]
+        found = np.concatenate(parts, axis=1).astype(np.float32)
+        # Where no covariate varies, one that says nothing stands for them.
+        np.save(folder / "covariates.npy", found if found.shape[1] else np.zeros((len(bank), 1), np.float32))
+        return {}
+
+    return make
 
 
 def _foreground_ml(volumes: Volumes) -> np.ndarray:

@@ -3,18 +3,20 @@
 from brainfm_lib.figures.brains import cohort_montage, reconstruction_panel, reconstruction_panels
 from brainfm_lib.figures.cohorts import cohort_summary, discriminative_spectra, intensity_histogram, split_counts
 from brainfm_lib.figures.latents import eigenspectra, rank_measures
-from brainfm_lib.figures.probes import forest_plot
+from brainfm_lib.figures.probes import calibration_curves, few_shot_curves, forest_plot, roc_curves
 from brainfm_lib.figures.reconstruction import error_intervals, explained_latents
 from brainfm_lib.figures.spectra import radial_spectra
 from brainfm_lib.figures.training import heldout_curves, loss_curves
 
 __all__ = [
+    "calibration_curves",
     "cohort_montage",
     "cohort_summary",
     "discriminative_spectra",
     "eigenspectra",
     "error_intervals",
     "explained_latents",
+    "few_shot_curves",
     "forest_plot",
     "heldout_curves",
     "intensity_histogram",
@@ -23,5 +25,6 @@ __all__ = [
     "rank_measures",
     "reconstruction_panel",
     "reconstruction_panels",
+    "roc_curves",
     "split_counts",
 ]

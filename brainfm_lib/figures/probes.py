@@ -1,12 +1,14 @@
 """What the features say about disease."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from brainfm_lib.figures.style import WIDTH, colour, figure_function, marker, nothing, title
+from brainfm_lib.figures.style import WIDTH, colour, figure_function, legend_below, marker, nothing, panels, title
 
 
 @figure_function
@@ -57,6 +59,107 @@ def forest_plot(
     axes[0, 0].set_ylim(-0.6, len(arms) - 0.4)
     figure.supxlabel(f"{xlabel}, 95 % interval over subjects", fontsize=9)
     return figure
+
+
+Predictions = Mapping[str, Mapping[str, pd.DataFrame]]  # task -> arm -> held-out scans, as in `probes.ProbeResult`
+
+
+@figure_function
+def roc_curves(predictions: Predictions, titles: Mapping[str, str] | None = None) -> Figure:
+    """ROC curves over subjects, a panel a task of two classes, a line an arm; folds are pooled by rank within fold.
+
+    Args:
+        predictions: Of two classes.
+        titles: Task -> how to name it.
+    """
+    from sklearn.metrics import roc_curve
+
+    def draw(axis: Axes, arm: str, table: pd.DataFrame) -> None:
+        false, true, _ = roc_curve(*_units(table, ranked=True))
+        axis.plot(false, true, color=colour(arm), label=title(arm), linewidth=1.3)
+
+    return _squares(predictions, titles, draw, "false positive rate", "true positive rate")
+
+
+@figure_function
+def calibration_curves(
+    predictions: Predictions, titles: Mapping[str, str] | None = None, *, bins: int = 8, least: int = 10
+) -> Figure:
+    """How often the class is there where a probability says so, equally many subjects a point.
+
+    Args:
+        predictions, titles: As in `roc_curves`.
+        bins: Points a line, at most.
+        least: Subjects a point, at least.
+    """
+
+    def draw(axis: Axes, arm: str, table: pd.DataFrame) -> None:
+        labels, scores = _units(table)
+        parts = np.array_split(np.argsort(scores, kind="stable"), max(min(bins, len(scores) // least), 1))
+        points = [(scores[part].mean(), labels[part].mean()) for part in parts]
+        axis.plot(*zip(*points), marker(arm), linestyle="-", color=colour(arm), label=title(arm), markersize=4)
+
+    return _squares(predictions, titles, draw, "predicted probability", "observed share")
+
+
+def _squares(
+    predictions: Predictions,
+    titles: Mapping[str, str] | None,
+    draw: Callable[[Axes, str, pd.DataFrame], None],
+    xlabel: str,
+    ylabel: str,
+) -> Figure:
+    """Unit squares with their diagonals, a panel a task, one legend."""
+    if not any(predictions.values()):
+        return nothing("There is no task of two classes to draw.")
+    figure, axes = panels(len(predictions), columns=3, height=3.2)
+    for axis, (task, arms) in zip(axes, predictions.items()):
+        axis.plot([0, 1], [0, 1], color="black", linewidth=0.8, linestyle=":")
+        for arm, table in arms.items():
+            draw(axis, arm, table)
+        name = _wrapped((titles or {}).get(task) or task, 34)
+        axis.set(xlabel=xlabel, ylabel=ylabel, title=name, aspect="equal", xlim=(0, 1), ylim=(0, 1))
+    legend_below(figure, axes)
+    return figure
+
+
+@figure_function
+def few_shot_curves(draws: Mapping[str, Mapping[str, pd.DataFrame]], titles: Mapping[str, str] | None = None) -> Figure:
+    """AUROC against the number of labelled subjects a class: mean over draws of subjects, and their middle half.
+
+    Args:
+        draws: Task -> arm -> table with shots, draw and auroc.
+        titles: Task -> how to name it.
+    """
+    if not draws:
+        return nothing("No few-shot run is there; `brainfm probe --protocol fewshot` makes them.")
+    figure, axes = panels(len(draws), columns=3)
+    for axis, (task, arms) in zip(axes, draws.items()):
+        axis.axhline(0.5, color="black", linewidth=1)
+        for arm, table in arms.items():
+            of = table.groupby("shots")["auroc"]
+            middle, low, high = of.mean(), of.quantile(0.25), of.quantile(0.75)
+            axis.fill_between(middle.index, low, high, color=colour(arm), alpha=0.15, linewidth=0)
+            axis.plot(
+                middle.index, middle, marker(arm), linestyle="-", color=colour(arm), label=title(arm), markersize=4
+            )
+        shots = sorted({n for table in arms.values() for n in table["shots"]})
+        axis.set_xscale("log", base=2)
+        axis.set_xticks(shots, [str(n) for n in shots])
+        axis.minorticks_off()
+        axis.set(
+            xlabel="labelled subjects a class", ylabel="AUROC", title=_wrapped((titles or {}).get(task) or task, 34)
+        )
+    axes[0].legend()
+    return figure
+
+
+def _units(table: pd.DataFrame, *, ranked: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    """Labels and mean scores of class 1 over (subject, label) units, as ranks within a fold where that is asked for."""
+    keys = ["subject_id", "label", *(["fold"] if "fold" in table else [])]
+    units = table.groupby(keys)["score_1"].mean().reset_index()
+    scores = units.groupby("fold")["score_1"].rank(pct=True) if ranked and "fold" in table else units["score_1"]
+    return units["label"].to_numpy(), scores.to_numpy()
 
 
 def _wrapped(text: str, width: int = 22) -> str:

@@ -12,15 +12,28 @@ P = ParamSpec("P")
 
 # Okabe and Ito's colours: a family has a hue, its regularised form is the lighter one; controls are grey.
 COLOURS = {
+    "label-shuffle": "#D9D9D9",
+    "nuisance": "#B3B3B3",
     "random-init": "#7F7F7F",
-    "raw-voxels": "#B3B3B3",
+    "raw-voxels": "#999999",
     "mae": "#0072B2",
     "sl-mae": "#56B4E9",
     "jepa": "#D55E00",
     "vcr-jepa": "#E69F00",
 }
-MARKERS = {"random-init": "s", "raw-voxels": "X", "mae": "o", "sl-mae": "D", "jepa": "o", "vcr-jepa": "D"}
+MARKERS = {
+    "label-shuffle": "v",
+    "nuisance": "P",
+    "random-init": "s",
+    "raw-voxels": "X",
+    "mae": "o",
+    "sl-mae": "D",
+    "jepa": "o",
+    "vcr-jepa": "D",
+}
 TITLES = {
+    "label-shuffle": "labels shuffled",
+    "nuisance": "covariates alone",
     "random-init": "untrained",
     "raw-voxels": "raw voxels",
     "mae": "MAE",

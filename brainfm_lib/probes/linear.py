@@ -10,16 +10,15 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 
-from brainfm_lib.errors import InputError
 from brainfm_lib.probes.results import (
     Array,
     ProbeResult,
-    check_table,
-    prediction_table,
+    read_features,
     score_columns,
     subject_auroc,
     write_result,
 )
+from brainfm_lib.probes.selection import select_and_score
 from brainfm_lib.stats import permutation_p_refit
 
 PENALTIES = tuple(float(c) for c in np.logspace(-5, 2, 8))  # C of the L2 penalty, on standardised features
@@ -36,10 +35,7 @@ def linear_probe(
 ) -> ProbeResult:
     """L2-penalised logistic regression on standardised features.
 
-    C and the pooling maximise the AUROC over validation subjects (ties: first pooling, strongest penalty); then the
-    model is fitted again on training and validation subjects. With folds the choice is nested: for each outer fold,
-    every other fold in turn is the validation set. Two folds leave nothing to choose on: the first pooling and
-    C = `UNCHOSEN_C` are taken, and validation_auroc is NaN.
+    C and the pooling are chosen as `select_and_score` says; two folds leave C = `UNCHOSEN_C`.
 
     Args:
         features: Pooling -> (n, D), rows as in `table`.
@@ -53,43 +49,10 @@ def linear_probe(
     Raises:
         InputError: A subject on both sides, a class or split without subjects, features that are not finite.
     """
-    table = table.reset_index(drop=True)
-    labels, parts = check_table(table)
-    for name, array in features.items():
-        if len(array) != len(table):
-            raise InputError(f"Features {name} have {len(array)} rows for a table of {len(table)}: align them.")
-        if not np.isfinite(array).all():
-            row = int(np.argwhere(~np.isfinite(array))[0][0])
-            raise InputError(f"Features {name} of {table['scan_uid'][row]} are not finite: drop or mend that scan.")
-    subjects, grid = table["subject_id"].to_numpy(), dict.fromkeys(features, penalties)
     cache = {} if cache is None else cache
-    tried: dict[frozenset[Any], dict[tuple[str, float], Array]] = {}
-
-    def candidates(held: frozenset[Any]) -> dict[tuple[str, float], Array]:
-        if held not in tried:
-            tried[held] = _fit(features, labels, ~np.isin(parts, list(held)), grid, cache)
-        return tried[held]
-
-    rows, chosen = [], []
-    for part in ["test"] if "split" in table else sorted(set(parts)):
-        inner = ["val"] if "split" in table else [p for p in sorted(set(parts)) if p != part]
-        if "split" in table or len(inner) > 1:
-            value = {
-                key: np.mean(
-                    [subject_auroc(labels, candidates(frozenset({part, p}))[key], subjects, parts == p) for p in inner]
-                )
-                for key in [(pooling, c) for pooling in features for c in sorted(penalties)]
-            }
-            pooling, c = max(value, key=lambda key: value[key])
-            validation = float(value[pooling, c])
-        else:
-            pooling, c, validation = next(iter(features)), UNCHOSEN_C, float("nan")
-        held = parts == part
-        scores = _fit({pooling: features[pooling]}, labels, ~held, {pooling: (c,)}, cache)[pooling, c]
-        rows.append(prediction_table(table[held], scores[held]))
-        fold = {} if "split" in table else {"fold": part}
-        chosen.append({**fold, "pooling": pooling, "C": c, "validation_auroc": validation})
-    return ProbeResult(pd.concat(rows).sort_index().reset_index(drop=True), pd.DataFrame(chosen))
+    return select_and_score(
+        features, table, lambda x, y, train, c: _fit(x, y, train, c, cache), "C", tuple(sorted(penalties)), UNCHOSEN_C
+    )
 
 
 def refit_p(features: Mapping[str, Array], table: pd.DataFrame, *, draws: int = 399, seed: int = 0) -> float:
@@ -130,8 +93,7 @@ def make_probe(features: Path, table: pd.DataFrame, settings: Mapping[str, Any])
     """
 
     def make(folder: Path) -> dict[str, Any]:
-        rows = table["row"].to_numpy()
-        arrays = {file.stem: np.load(file, mmap_mode="r")[rows] for file in sorted(features.glob("*.npy"))}
+        arrays = read_features(features, table)
         refits = settings.get("refits", 0) if "fold" in table else 0
         with threadpool_limits(1):  # the problems are small: more threads only wait for each other
             p = refit_p(arrays, table, draws=refits, seed=settings["seed"]) if refits else None
@@ -142,22 +104,16 @@ def make_probe(features: Path, table: pd.DataFrame, settings: Mapping[str, Any])
 
 
 def _fit(
-    features: Mapping[str, Array],
-    labels: Array,
-    train: Array,
-    grid: Mapping[str, tuple[float, ...]],
-    cache: dict[Any, Array],
+    features: Mapping[str, Array], labels: Array, train: Array, penalties: tuple[float, ...], cache: dict[Any, Array]
 ) -> dict[tuple[str, float], Array]:
-    """Probabilities (n, C) of all scans, NaN where trained on, under every (pooling, C) of the grid."""
+    """Probabilities (n, C) of all scans, NaN where trained on, under every (pooling, C)."""
     found = {}
-    for pooling, penalties in grid.items():
+    for pooling, array in features.items():
         key = (pooling, train.tobytes())
-        rotated = (
-            cache[key] if key in cache else cache.setdefault(key, _principal_coordinates(features[pooling], train))
-        )
+        rotated = cache[key] if key in cache else cache.setdefault(key, _principal_coordinates(array, train))
         solver = "newton-cholesky" if rotated.shape[1] <= FEW else "lbfgs"
         model = LogisticRegression(solver=solver, max_iter=20_000, warm_start=True)
-        for c in sorted(penalties):  # from the strongest on, each starts from the one before: a fraction of the steps
+        for c in penalties:  # from the strongest on, each starts from the one before: a fraction of the steps
             model.set_params(C=c).fit(rotated[train], labels[train])
             scores = np.full((len(labels), labels.max() + 1), np.nan)
             scores[~train] = model.predict_proba(rotated[~train])

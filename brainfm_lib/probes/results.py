@@ -15,6 +15,7 @@ from brainfm_lib.stats import (
     auroc,
     auroc_interval,
     cv_auroc_interval,
+    metric_intervals,
     permutation_p,
 )
 
@@ -59,11 +60,28 @@ def evaluate(
 
 
 def write_result(result: ProbeResult, settings: Mapping[str, Any], folder: Path, *, p: float | None = None) -> None:
-    """Write predictions, chosen and results as Parquet; `p`, where given, replaces p_permutation."""
+    """Write predictions, chosen and results (a row a metric) as Parquet; `p`, where given, replaces p_permutation."""
     scored = evaluate(result, draws=settings["draws"], permutations=settings["permutations"], seed=settings["seed"])
     scored = scored if p is None else scored.assign(p_permutation=p)
+    table = result.predictions
+    others = metric_intervals(
+        table["label"],
+        score_columns(table),
+        table["subject_id"],
+        table.get("fold"),
+        draws=min(settings["draws"], 1000),  # beside the AUROC: half as many will do
+        seed=settings["seed"],
+    )
+    others = others[others["metric"] != "auroc"].assign(n_subjects=scored["n_subjects"].iloc[0])
+    scored = pd.concat([scored, others], ignore_index=True)
     for name, part in (("predictions", result.predictions), ("chosen", result.chosen), ("results", scored)):
         part.to_parquet(folder / f"{name}.parquet")
+
+
+def read_features(folder: Path, table: pd.DataFrame) -> dict[str, Array]:
+    """Pooling -> (n, D) of the table's scans; its `row` is the scan's row in each <pooling>.npy."""
+    rows = table["row"].to_numpy()
+    return {file.stem: np.load(file, mmap_mode="r")[rows] for file in sorted(folder.glob("*.npy"))}
 
 
 def check_table(table: pd.DataFrame) -> tuple[Array, Array]:

@@ -10,7 +10,7 @@ from scipy.special import ndtri
 from brainfm_lib.stats.units import Array, Units, fold_mean_auroc, make_units, unit_weights
 
 METRICS = ("auroc", "auprc", "balanced_accuracy", "brier", "calibration_slope")
-STEPS = 30  # of Newton's method for the calibration slope
+STEPS = 10  # of Newton's method for the calibration slope
 STEEPEST = 100.0  # a slope beyond it says only that the classes are apart
 
 
@@ -132,23 +132,34 @@ def _calibration_slope(units: Units, weights: Array) -> Array:
 
 
 def _logistic_slope(x: Array, y: Array, weights: Array) -> Array:
-    """(R,) slope of weighted logistic regressions of y (U,) on x (U,) under weights (R, U), by Newton's method."""
+    """(R,) slope of weighted logistic regressions of y (U,) on x (U,) under weights (R, U), by Newton's method.
+
+    All start from the regression without weights, near which resamples lie.
+    """
     scale = max(float(np.std(x)), 1e-12)
     z = (x - x.mean()) / scale
-    a = np.zeros(len(weights))
-    b = np.zeros(len(weights))
+    a, b, _ = _newton(z, y, np.ones((1, len(x))), np.zeros(1), np.zeros(1), 4 * STEPS)
+    a, b = (np.repeat(c if np.isfinite(c).all() else np.zeros(1), len(weights)) for c in (a, b))
+    a, b, moved = _newton(z, y, weights, a, b, STEPS)
+    slope = b / scale
+    return np.where((moved < 1e-6 * (1 + np.abs(b))) & (np.abs(slope) < STEEPEST), slope, np.nan)
+
+
+def _newton(z: Array, y: Array, weights: Array, a: Array, b: Array, steps: int) -> tuple[Array, Array, Array]:
+    """Intercepts and slopes (R,) after some steps from a and b (R,), and how far the last step moved the slopes."""
+    moved = np.full(len(weights), np.inf)
     with np.errstate(all="ignore"):
-        for _ in range(STEPS):
+        for _ in range(steps):
             p = 1 / (1 + np.exp(-(a[:, None] + b[:, None] * z)))
             residual, v = weights * (y - p), weights * p * (1 - p)
             h0, h1, h2 = v.sum(1), v @ z, v @ z**2
             g0, g1 = residual.sum(1), residual @ z
             determinant = h0 * h2 - h1**2
             da, db = (h2 * g0 - h1 * g1) / determinant, (h0 * g1 - h1 * g0) / determinant
-            a, b = a + np.clip(da, -2, 2), b + np.clip(db, -2, 2)
-        slope = b / scale
-        settled = (np.abs(db) < 1e-6 * (1 + np.abs(b))) & (np.abs(slope) < STEEPEST)
-    return np.where(settled, slope, np.nan)
+            a, b, moved = a + np.clip(da, -2, 2), b + np.clip(db, -2, 2), np.abs(db)
+            if np.all(moved < 1e-8):
+                break
+    return a, b, moved
 
 
 _ONE: dict[str, Callable[[Units, Array], Array]] = {

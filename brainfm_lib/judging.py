@@ -1,0 +1,86 @@
+"""Probes from the command line: a study's encoders judged one after the other, and finished runs held together."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from brainfm_lib.comparison import compare, compared, encoders
+from brainfm_lib.errors import InputError
+from brainfm_lib.identity import write_atomic
+from brainfm_lib.runs import Run, get_run
+from brainfm_lib.study import Study
+from brainfm_lib.verdict import METRIC
+
+KINDS = {"linear": "probe", "knn": "knn", "fewshot": "fewshot", "finetune": "finetune"}
+
+
+def judge(study: Study, protocol: str, tasks: Sequence[str] | None = None, csv: Path | None = None) -> Iterator[str]:
+    """Make what is missing and say each result in a line.
+
+    Args:
+        study: Whose encoders, and on which data.
+        protocol: A key of `KINDS`.
+        tasks: Default: all of the study's.
+        csv: Where to write the tidy table.
+
+    Raises:
+        InputError: No such protocol or task.
+    """
+    if protocol not in KINDS:
+        raise InputError(f"There is no protocol {protocol!r}: choose among {', '.join(KINDS)}.")
+    for task in tasks or ():
+        study.task_table(task)  # says which tasks there are
+    kind, found = KINDS[protocol], []
+    for task in tasks or study.tasks:
+        for arm in encoders(study) if protocol == "finetune" else compared(study):
+            run = study.run(f"{kind}:{arm}:{task}")
+            if kind == "fewshot":
+                draws = run.table("draws").assign(arm=arm, task=task, seed=study.seed, protocol=protocol, run=run.id)
+                found.append(draws)
+                said = ", ".join(f"{n}: {group.mean():.3f}" for n, group in draws.groupby("shots")["auroc"])
+                yield f"{task:<16} {arm:<14} AUROC by subjects a class {said}  {run.id}"
+            else:
+                yield f"{task:<16} {arm:<14} {_area(run)}  {run.id}"
+    if csv is not None:
+        table = pd.concat(found, ignore_index=True) if found else study.results()
+        with write_atomic(csv) as temporary:
+            table.to_csv(temporary, index=False)
+        yield f"table: {csv}"
+
+
+def compare_runs(names: Sequence[str]) -> Iterator[str]:
+    """AUROC of runs of one task, and each one's difference from the first on the same held-out scans.
+
+    Args:
+        names: Identifiers of runs, or their beginnings.
+
+    Raises:
+        InputError: Fewer than two runs, a run that holds no predictions, or runs that held out different scans.
+    """
+    runs = [get_run(name) for name in names]
+    if len(runs) < 2:
+        raise InputError("Give at least two runs to compare.")
+    for run in runs:
+        if not (run.path / "predictions.parquet").is_file():
+            raise InputError(f"{run.id} holds no predictions: give runs of probes or of fine-tuning.")
+    first = _scans(runs[0])
+    for run in runs[1:]:
+        if not _scans(run).equals(first):
+            raise InputError(f"{run.id} and {runs[0].id} held out different scans or labels: they cannot be paired.")
+    yield f"{runs[0].id:<28} {_area(runs[0])}"
+    for run in runs[1:]:
+        d = compare(run, runs[0])
+        p = "p is not given under cross-validation" if pd.isna(d.p) else f"p = {d.p:.4f}"
+        yield f"{run.id:<28} {_area(run)}  difference {d.estimate:+.3f} [{d.low:+.3f}, {d.high:+.3f}], {p}"
+
+
+def _area(run: Run) -> str:
+    row = run.table("results").set_index("metric").loc[METRIC]
+    return f"AUROC {row['estimate']:.3f} [{row['low']:.3f}, {row['high']:.3f}]"
+
+
+def _scans(run: Run) -> pd.DataFrame:
+    table = run.table("predictions")
+    kept = [name for name in ("scan_uid", "label", "fold") if name in table]
+    return table[kept].sort_values("scan_uid", ignore_index=True)
