@@ -112,12 +112,12 @@ def _squares(
     """Unit squares with their diagonals, a panel a task, one legend."""
     if not any(predictions.values()):
         return nothing("There is no task of two classes to draw.")
-    figure, axes = panels(len(predictions), columns=3, height=3.2)
+    figure, axes = panels(len(predictions), columns=4, height=2.9)
     for axis, (task, arms) in zip(axes, predictions.items()):
         axis.plot([0, 1], [0, 1], color="black", linewidth=0.8, linestyle=":")
         for arm, table in arms.items():
             draw(axis, arm, table)
-        name = _wrapped((titles or {}).get(task) or task, 34)
+        name = _wrapped((titles or {}).get(task) or task, 26)
         axis.set(xlabel=xlabel, ylabel=ylabel, title=name, aspect="equal", xlim=(0, 1), ylim=(0, 1))
     legend_below(figure, axes)
     return figure

@@ -12,7 +12,7 @@ P = ParamSpec("P")
 
 # Okabe and Ito's colours: a family has a hue, its regularised form is the lighter one; controls are grey.
 COLOURS = {
-    "label-shuffle": "#D9D9D9",
+    "label-shuffle": "#CCCCCC",
     "nuisance": "#B3B3B3",
     "random-init": "#7F7F7F",
     "raw-voxels": "#999999",
