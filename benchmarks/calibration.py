@@ -31,6 +31,7 @@ from brainfm_lib.data.geometry import Geometry
 from brainfm_lib.data.phantom import CONDITIONS, PhantomSpec, render
 from brainfm_lib.data.phantom.cohort import draw_subject
 from brainfm_lib.data.phantom.draws import draw
+from brainfm_lib.data.phantom.rendering import render_draws, single_threaded
 from brainfm_lib.models.baselines import small_resnet
 from brainfm_lib.probes import evaluate, linear_probe
 from brainfm_lib.stats import auroc_interval
@@ -82,16 +83,26 @@ def latents(spec: PhantomSpec, table: pd.DataFrame) -> np.ndarray:
 
 
 def witness(cohort: Cohort, geometry: Geometry) -> dict[str, Any]:
-    """What must not change as long as the table holds: the scans, and the means of 4³ blocks of the first few."""
+    """What must not change as long as the table holds.
+
+    Returns:
+        Number and hash of the scans with all that was drawn of their subjects; means of 4³ blocks of the first few
+        scans; and of 8³ blocks of what severity alone does to the first two subjects, by its largest magnitude.
+    """
     spec = cohort.source
     assert isinstance(spec, PhantomSpec)
-    kept = cohort.scans[["subject_id", "scan", "contrast", "site", "diagnosis"]]
-    text = kept.to_csv(index=False, lineterminator="\n")
-    volumes = F.avg_pool3d(render(spec, cohort.scans.iloc[:WITNESSES], geometry)[:, None], geometry.grid[0] // 4)
+    kept = cohort.scans[["subject_id", "scan", "contrast", "site", "diagnosis", "age", "sex", "severity"]]
+    text = kept.round(6).to_csv(index=False, lineterminator="\n")
+    side = geometry.grid[0]
+    volumes = F.avg_pool3d(render(spec, cohort.scans.iloc[:WITNESSES], geometry)[:, None], side // 4)
+    with single_threaded():
+        pairs = [[render_draws([draw(spec, n, 0, severity=s)], geometry) for s in (-1.0, 3.0)] for n in range(2)]
+    effect = F.avg_pool3d(torch.cat([high - low for low, high in pairs])[:, None], side // 8)
     return {
         "scans": len(cohort),
         "sha256": hashlib.sha256(text.encode()).hexdigest(),
         "blocks": [[round(float(x), 4) for x in volume.flatten()] for volume in volumes],
+        "effect": [[round(float(x), 5) for x in volume.flatten()] for volume in effect],
     }
 
 

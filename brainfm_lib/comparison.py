@@ -151,11 +151,15 @@ def efficiency_table(study: Study, results: pd.DataFrame) -> pd.DataFrame:
 
 
 def adjusted(results: pd.DataFrame) -> pd.DataFrame:
-    """The AUROC rows of `Study.results`, with p_holm: Holm's adjustment of p_permutation over a protocol's rows."""
+    """The AUROC rows of `Study.results`, with p_holm: Holm's adjustment of p_permutation over a protocol's rows.
+
+    Controls that no finding hangs on (covariates alone, shuffled labels) are not of that family: their p_holm is NaN.
+    """
     if results.empty:
         return pd.DataFrame(columns=["arm", "task", "protocol", "metric", "estimate", "low", "high", "p_holm", "run"])
     table = results[results["metric"] == METRIC].copy()
-    table["p_holm"] = table.groupby("protocol")["p_permutation"].transform(stats.holm)
+    of_family = table["p_permutation"].where(~table["arm"].isin([NUISANCE, SHUFFLED]))
+    table["p_holm"] = of_family.groupby(table["protocol"]).transform(stats.holm)
     return table.reset_index(drop=True)
 
 
@@ -183,8 +187,10 @@ def paired_differences(study: Study) -> pd.DataFrame:
                 rows.append({**names, "metric": METRIC, "seed": study.seed, **vars(found)})
     columns = ["arm", "baseline", "task", "protocol", "run", "metric", "seed", "estimate", "low", "high", "p"]
     table = pd.DataFrame(rows, columns=columns)
-    p = table.groupby(["protocol", "baseline"])["p"].transform(stats.holm) if rows else pd.Series(dtype=float)
-    return table.assign(p_holm=p, detectable=stats.detectable_difference(table["low"], table["high"]))
+    family = table.groupby(["protocol", "baseline"])["p"]
+    p = family.transform(stats.holm) if rows else pd.Series(dtype=float)
+    tests = family.transform("count").clip(lower=1) if rows else 1
+    return table.assign(p_holm=p, detectable=stats.detectable_difference(table["low"], table["high"], tests))
 
 
 def held_out(study: Study, kind: str, arms: Sequence[str]) -> dict[str, dict[str, pd.DataFrame]]:

@@ -34,7 +34,13 @@ def judge(study: Study, protocol: str, tasks: Sequence[str] | None = None, csv: 
     kind, found = KINDS[protocol], []
     for task in tasks or study.tasks:
         for arm in encoders(study) if protocol == "finetune" else compared(study):
-            run = study.run(f"{kind}:{arm}:{task}")
+            try:
+                run = study.run(f"{kind}:{arm}:{task}")
+            except InputError as error:
+                if tasks:  # asked for by name
+                    raise
+                yield f"{task:<16} left out: {error}"
+                break
             if kind == "fewshot":
                 draws = run.table("draws").assign(arm=arm, task=task, seed=study.seed, protocol=protocol, run=run.id)
                 found.append(draws)
@@ -43,7 +49,7 @@ def judge(study: Study, protocol: str, tasks: Sequence[str] | None = None, csv: 
             else:
                 yield f"{task:<16} {arm:<14} {_area(run)}  {run.id}"
     if csv is not None:
-        table = pd.concat(found, ignore_index=True) if found else study.results()
+        table = pd.concat(found, ignore_index=True) if kind == "fewshot" and found else study.results()
         with write_atomic(csv) as temporary:
             table.to_csv(temporary, index=False)
         yield f"table: {csv}"

@@ -10,7 +10,7 @@ from IPython.display import Markdown
 
 from brainfm_lib.comparison import PREDICTORS, REGULARISED
 from brainfm_lib.figures.style import title
-from brainfm_lib.verdict import TRANSDUCTIVE, rule, verdicts
+from brainfm_lib.verdict import NUISANCE, SHUFFLED, TRANSDUCTIVE, rule, verdicts
 
 if TYPE_CHECKING:
     from brainfm_lib.study import Study
@@ -169,6 +169,7 @@ def chance_note(results: pd.DataFrame) -> Markdown:
     """Which rows are above chance after Holm's adjustment, of how many."""
     if results.empty:
         return Markdown("Nothing was probed.")
+    results = results[~results["arm"].isin([NUISANCE, SHUFFLED])]
     sure = results[results["p_holm"] < 0.05]
     listed = "; ".join(f"{title(arm)} on {_list(list(rows['task']))}" for arm, rows in sure.groupby("arm", sort=False))
     said = f"{len(sure)} of {len(results)} rows" if len(sure) else f"None of the {len(results)} rows"

@@ -110,7 +110,8 @@ class StudyEvaluation(StudyData):
         source = CONTROL if arm == SHUFFLED else arm
         settings = self._task_settings(task) | settings | ({"shuffled": True} if arm == SHUFFLED else {})
         inputs = {"features": self.config(f"features:{source}:{cohort}")}
-        return RunConfig(kind, settings, inputs=inputs, code=(CODE[kind],))
+        code = (CODE[kind], "brainfm_lib.data.splits") if arm == SHUFFLED else (CODE[kind],)
+        return RunConfig(kind, settings, inputs=inputs, code=code)
 
     def _read_features(self, arm: str, task: str) -> tuple[Path, pd.DataFrame]:
         """Folder of the features, and the task's scans with the labels that the arm is asked about."""

@@ -226,7 +226,8 @@ def efficiency_table(efficiencies: pd.DataFrame, titles: Mapping[str, str]) -> p
     columns: dict[str, dict[str, str]] = {}
     for _, r in efficiencies.iterrows():
         head = f"{titles.get(r['task'], r['task'])}, ideal AUROC {r['ideal_auroc']:.2f}"
-        cell = f"{100 * r['estimate']:.0f} %<br><small>[{100 * r['low']:.0f}, {100 * r['high']:.0f}]</small>"
+        low, middle, high = (_percent(r[name]) for name in ("low", "estimate", "high"))
+        cell = f"{middle} %<br><small>[{low}, {high}]</small>"
         columns.setdefault(head, {})[title(r["arm"])] = cell
     return pd.DataFrame(columns).rename_axis("arm").reset_index()
 
@@ -267,6 +268,11 @@ def runs_table(study: Study) -> pd.DataFrame:
 
 def _name(arm: str, scratch: bool) -> str:
     return SCRATCH.get(arm, title(arm)) if scratch else title(arm)
+
+
+def _percent(share: float) -> str:
+    """Per cent of an efficiency; an AUROC of 1 or 0 has no finite one."""
+    return f"{100 * share:.0f}" if np.isfinite(share) else "> 100" if share > 0 else "< 0"
 
 
 def _p(value: float) -> str:

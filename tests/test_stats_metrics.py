@@ -111,6 +111,14 @@ def test_intervals_hold_their_estimate_and_one_column_is_class_one():
     pd.testing.assert_frame_equal(table, again)
 
 
+def test_intervals_of_a_rare_class_are_not_shifted():
+    """Resampling must not change the classes' shares: constant probabilities have one Brier score and one precision."""
+    labels = (np.arange(64) < 4).astype(int)
+    table = metric_intervals(labels, np.full(64, 0.1), np.arange(64), draws=200).set_index("metric")
+    for name in ("brier", "auprc"):
+        np.testing.assert_allclose(table.loc[name, ["low", "high"]].astype(float), table.loc[name, "estimate"])
+
+
 def test_perfect_separation_has_no_slope():
     labels = np.arange(40) % 2
     table = metric_intervals(labels, 0.2 + 0.6 * labels, np.arange(40), draws=100).set_index("metric")
@@ -153,6 +161,9 @@ def test_a_study_finds_its_detectable_difference_as_often_as_it_says():
     smallest = float(detectable_difference(-reach, reach))
     drawn = np.random.default_rng(0).normal(smallest, error, 200_000)
     assert (drawn - reach > 0).mean() == pytest.approx(0.8, abs=0.005)
+    of_twenty = float(detectable_difference(-reach, reach, 20))
+    drawn = np.random.default_rng(0).normal(of_twenty, error, 200_000)
+    assert (2 * norm.sf(drawn / error) < 0.05 / 20).mean() == pytest.approx(0.8, abs=0.005)
 
 
 def test_variance_shares_find_what_went_in():

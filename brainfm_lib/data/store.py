@@ -272,21 +272,25 @@ def _finished(volume: np.ndarray, info: dict[str, Any], geometry: Geometry) -> t
 
 
 def _phantoms(cohort: Cohort, geometry: Geometry) -> Iterator[tuple[int, Any]]:
-    """Render phantoms, a few at a time in threads that compute on one core each, in order."""
+    """Render phantoms, a few at a time in threads that compute on one core each, in order of their ancestor."""
     from brainfm_lib.data.phantom import PhantomSpec, render
+    from brainfm_lib.data.phantom.cohort import draw_ancestor
     from brainfm_lib.data.phantom.rendering import single_threaded
 
     spec = cohort.source
     assert isinstance(spec, PhantomSpec)
 
+    numbers = cohort.scans["subject_id"].str.rsplit("-", n=1).str[-1].astype(int)
+    order = np.argsort([draw_ancestor(spec, number) for number in numbers], kind="stable")
+
     def batch(start: int) -> Any:
-        volumes = render(spec, cohort.scans.iloc[start : start + PHANTOM_BATCH], geometry).numpy()
+        volumes = render(spec, cohort.scans.iloc[order[start : start + PHANTOM_BATCH]], geometry).numpy()
         return [_finished(volume, {"foreground": float((volume > 0).mean())}, geometry) for volume in volumes]
 
     with single_threaded():
-        render(spec, cohort.scans.iloc[:1], geometry)  # reads what all scans share, once, before the threads
+        render(spec, cohort.scans.iloc[order[:1]], geometry)  # reads what all scans share, once, before the threads
         for start, finished in _in_order(batch, range(0, len(cohort), PHANTOM_BATCH)):
-            yield from enumerate(finished, start)
+            yield from zip((int(row) for row in order[start : start + PHANTOM_BATCH]), finished, strict=True)
 
 
 def _scans(cohort: Cohort, geometry: Geometry) -> Iterator[tuple[int, Any]]:

@@ -14,7 +14,8 @@ def delong(
     """AUROC of `scores_a` minus that of `scores_b`, with its normal interval and two-sided p.
 
     DeLong, DeLong and Clarke-Pearson (1988, Biometrics 44:837), by mid-ranks (Sun and Xu, 2014). The scores of a
-    subject's scans are averaged first. Where the difference has no variance (equal rankings), p is 1.
+    subject's scans are averaged first. Where the difference has no variance, p is 1 if it is zero
+    (equal rankings), else 0.
 
     Args:
         labels: (n,) 0 or 1.

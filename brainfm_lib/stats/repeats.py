@@ -39,18 +39,21 @@ def nadeau_bengio(differences: ArrayLike, test_share: float, *, level: float = 0
     return Comparison(estimate, estimate - reach, estimate + reach, p)
 
 
-def detectable_difference(low: ArrayLike, high: ArrayLike, *, level: float = 0.95, power: float = 0.8) -> np.ndarray:
+def detectable_difference(
+    low: ArrayLike, high: ArrayLike, tests: ArrayLike = 1, *, level: float = 0.95, power: float = 0.8
+) -> np.ndarray:
     """Smallest true difference that a two-sided test would have found with probability `power`.
 
-    From the width of the difference's interval, taken as normal: (z_level + z_power) standard errors.
+    From the width of the difference's interval, taken as normal: (z_alpha + z_power) standard errors, where alpha is
+    what the first step of Holm's adjustment leaves of 1 - `level`, as if none of the other differences were there.
 
     Args:
-        low, high: Ends of the intervals, of nominal coverage `level`, before any adjustment for many tests.
+        low, high: Ends of the intervals, of nominal coverage `level`.
+        tests: Size of the family that a difference is tested in.
         level, power: As said.
     """
-    z = norm.isf((1 - level) / 2)
-    error = (np.asarray(high, float) - np.asarray(low, float)) / (2 * z)
-    return (z + norm.ppf(power)) * error
+    error = (np.asarray(high, float) - np.asarray(low, float)) / (2 * norm.isf((1 - level) / 2))
+    return (norm.isf((1 - level) / (2 * np.asarray(tests, float))) + norm.ppf(power)) * error
 
 
 def variance_shares(table: pd.DataFrame, value: str, factors: Sequence[str], sampling: str) -> pd.DataFrame:

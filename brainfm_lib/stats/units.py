@@ -142,14 +142,15 @@ def fold_mean_auroc(units: Units, weights: Array | None = None) -> Any:
 
 
 def resample(strata: Array, draws: int, rng: np.random.Generator) -> Array:
-    """How often each subject is drawn, (draws, S), when m - 1 of m are drawn within each stratum (S,)."""
+    """Weight of each subject, (draws, S), when m - 1 of m are drawn within each stratum (S,); its sum is m again."""
     weights = np.ones((draws, strata.size))
     for stratum in np.unique(strata):
         members = np.flatnonzero(strata == stratum)
         m = members.size
         if m > 1:
             drawn = rng.integers(m, size=(draws, m - 1)) + m * np.arange(draws)[:, None]
-            weights[:, members] = np.bincount(drawn.ravel(), minlength=draws * m).reshape(draws, m)
+            times = np.bincount(drawn.ravel(), minlength=draws * m).reshape(draws, m)
+            weights[:, members] = times * (m / (m - 1))  # every stratum keeps its share
     return weights
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from threading import Lock
 
 import numpy as np
 from scipy import ndimage
@@ -12,13 +13,19 @@ from brainfm_lib.data.phantom.anatomy import AUTISM_PLACES, CHANNELS, Template, 
 from brainfm_lib.data.phantom.deform import NODE_SPACING, node_axes
 from brainfm_lib.data.phantom.labelmaps import person
 
-ANCESTORS = 32  # brains kept in memory at once
+ANCESTORS = 8  # brains kept in memory at once; scans are best rendered in order of their ancestor
+_READING = Lock()
 
 
-@lru_cache(maxsize=ANCESTORS)
 def template(label_map: str = "") -> Template:
-    """The average brain, or the person of a file of labels, on the same grid (cached)."""
-    return person(label_map) if label_map else average()
+    """The average brain, or the person of a file of labels, on the same grid (the last two are cached)."""
+    if not label_map:
+        return average()
+    with _READING:  # threads that want the same person wait for the first
+        return _person(label_map)
+
+
+_person = lru_cache(maxsize=2)(person)
 
 
 @dataclass(frozen=True)
