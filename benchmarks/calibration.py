@@ -144,7 +144,7 @@ def main() -> None:
     size = f"{geometry.grid[0]}³ voxels of {geometry.spacing:g} mm"
     print(f"\nMade by `benchmarks/calibration.py`, which says how; {size}. In brackets 95 % intervals over subjects.")
     if arguments.write:
-        arguments.write.write_text(json.dumps(frozen, indent=1) + "\n")
+        arguments.write.write_text(json.dumps(frozen) + "\n")
 
 
 if __name__ == "__main__":
