@@ -10,8 +10,7 @@ import numpy as np
 import pandas as pd
 
 from brainfm_lib import stats
-from brainfm_lib.study_evaluation import PROTOCOLS
-from brainfm_lib.verdict import CONTROL, METRIC, NUISANCE, RAW_VOXELS, SHUFFLED
+from brainfm_lib.verdict import CNN, CONTROL, KINDS, METRIC, NUISANCE, RAW_VOXELS, SHUFFLED
 
 if TYPE_CHECKING:
     from brainfm_lib.runs import Run
@@ -176,14 +175,14 @@ def paired_differences(study: Study) -> pd.DataFrame:
     rows = []
     for request, run in study.used.items():
         kind, *words = request.split(":")
-        if kind not in PROTOCOLS or words[0] in CONTROLS:
+        if kind not in KINDS or words[0] in (*CONTROLS, CNN):
             continue
         arm, task = words
         for baseline in (CONTROL, RAW_VOXELS, REGULARISED.get(arm)):
             other = study.used.get(f"{kind}:{baseline}:{task}")
             if other is not None:
                 found = compare(run, other, draws=study.profile.evaluation.bootstrap_draws)
-                names = {"arm": arm, "baseline": baseline, "task": task, "protocol": PROTOCOLS[kind], "run": run.id}
+                names = {"arm": arm, "baseline": baseline, "task": task, "protocol": KINDS[kind], "run": run.id}
                 rows.append({**names, "metric": METRIC, "seed": study.seed, **vars(found)})
     columns = ["arm", "baseline", "task", "protocol", "run", "metric", "seed", "estimate", "low", "high", "p"]
     table = pd.DataFrame(rows, columns=columns)

@@ -73,6 +73,7 @@ class EvaluationConfig:
 class Profile:
     """An experiment: sizes, schedules and weights shared by all arms.
 
+    `finetune` is the recipe for every arm, `cnn` that of the supervised network beside them.
     What arms may have of their own: a learning rate (`arm_lr`), for a sweep of it, or a whole optimiser and schedule
     (`arm_optimiser`), which `replica` needs and a fair comparison does not have.
     """
@@ -88,6 +89,7 @@ class Profile:
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
     finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
+    cnn: FinetuneConfig = field(default_factory=lambda: FinetuneConfig(epochs=24, lr=2e-3))
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     arm_lr: Mapping[str, float] = field(default_factory=dict)
     arm_optimiser: Mapping[str, OptimiserConfig] = field(default_factory=dict)

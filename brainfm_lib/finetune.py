@@ -1,4 +1,4 @@
-"""Short full fine-tuning of an encoder on a labelled task; the epoch is chosen on validation subjects."""
+"""Training on a labelled task, of an encoder or a CNN from scratch; the epoch is chosen on validation subjects."""
 
 import copy
 import math
@@ -19,6 +19,7 @@ from brainfm_lib.device import autocast, best_device
 from brainfm_lib.features import VolumeReader, pool
 from brainfm_lib.models import VisionTransformer3d
 from brainfm_lib.models.attentive import AttentivePool
+from brainfm_lib.models.baselines import small_resnet
 from brainfm_lib.probes.results import ProbeResult, check_table, prediction_table, subject_auroc, write_result
 from brainfm_lib.tokens import patch_grid
 
@@ -85,7 +86,7 @@ class Classifier(nn.Module):
 
 
 def finetune(
-    encoder: VisionTransformer3d,
+    encoder: VisionTransformer3d | None,
     volumes: Array,
     table: pd.DataFrame,
     config: FinetuneConfig,
@@ -96,7 +97,8 @@ def finetune(
     """Fine-tune a copy of `encoder` and score held-out scans.
 
     Args:
-        encoder: Starting weights, left as they are. Freshly initialised ones make it training from scratch.
+        encoder: Starting weights, left as they are. Freshly initialised ones make it training from scratch. None:
+            MONAI's convolutional network from scratch in place of encoder and pooling.
         volumes: (n, D, H, W) in [0, 1], rows as in `table`.
         table: As in `probes.linear_probe`. With folds, the next fold is the validation set of each; two folds leave
             none, and the last epoch is taken.
@@ -124,7 +126,7 @@ def finetune(
 
 
 def make_finetune(
-    encoder_folder: Path,
+    encoder_folder: Path | None,
     volumes: Callable[[], VolumeReader],
     table: pd.DataFrame,
     config: FinetuneConfig,
@@ -136,7 +138,7 @@ def make_finetune(
 
     def make(folder: Path) -> dict[str, Any]:
         device = best_device(cpu=cpu)
-        encoder = VisionTransformer3d.from_pretrained(encoder_folder)
+        encoder = None if encoder_folder is None else VisionTransformer3d.from_pretrained(encoder_folder)
         bank = volumes().read(table["row"].to_numpy()).astype(np.float16)
         result = finetune(encoder, bank, table, config, seed=settings["seed"], device=device)
         # Fixed scores of cross-validated models permute too leniently, and refitting them is dear: no p is given.
@@ -157,7 +159,7 @@ def _rounds(parts: Array, split: bool) -> Iterator[tuple[Any, Any]]:
 
 
 def _train(
-    encoder: VisionTransformer3d,
+    encoder: VisionTransformer3d | None,
     volumes: Array,
     labels: Array,
     table: pd.DataFrame,
@@ -166,11 +168,15 @@ def _train(
     config: FinetuneConfig,
     seed: int,
     device: torch.device,
-) -> tuple[Classifier, dict[str, Any]]:
+) -> tuple[nn.Module, dict[str, Any]]:
     """Train on `train`, keep the weights of the best epoch on `val` (both (n,) bool)."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = Classifier(copy.deepcopy(encoder), int(labels.max()) + 1, config.pooling).to(device)
+        classes = int(labels.max()) + 1
+        model: nn.Module = small_resnet(classes)
+        if encoder is not None:
+            model = Classifier(copy.deepcopy(encoder), classes, config.pooling)
+        model = model.to(device)
     fused = device.type in ("cpu", "cuda")  # the plain one takes longer than the step itself on a busy CPU
     optimiser = torch.optim.AdamW(_parameter_groups(model, config), lr=config.lr, fused=fused)
     peaks = [group["lr"] for group in optimiser.param_groups]
@@ -180,7 +186,8 @@ def _train(
     best: tuple[tuple[float, float], dict[str, Tensor], dict[str, Any]] | None = None
     for epoch in range(config.epochs):
         model.train()
-        model.encoder.requires_grad_(epoch >= config.frozen_epochs)
+        if isinstance(model, Classifier):
+            model.encoder.requires_grad_(epoch >= config.frozen_epochs)
         for i, rows in enumerate(np.array_split(order.permutation(where), per_epoch)):
             factor = _schedule((epoch * per_epoch + i + 1) / (config.epochs * per_epoch), config.warmup)
             for group, peak in zip(optimiser.param_groups, peaks, strict=True):
@@ -210,7 +217,7 @@ def _train(
 
 @torch.inference_mode()
 def _probabilities(
-    model: Classifier, volumes: Array, rows: Array, config: FinetuneConfig, device: torch.device
+    model: nn.Module, volumes: Array, rows: Array, config: FinetuneConfig, device: torch.device
 ) -> Array:
     """Class probabilities (len(rows), C), float64, no augmentation."""
     model.eval()
@@ -234,9 +241,9 @@ def _schedule(progress: float, warmup: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * (progress - warmup) / max(1 - warmup, 1e-9)))
 
 
-def _parameter_groups(model: Classifier, config: FinetuneConfig) -> list[dict[str, Any]]:
+def _parameter_groups(model: nn.Module, config: FinetuneConfig) -> list[dict[str, Any]]:
     """One group a depth and kind; the learning rate falls by `layer_decay` a block towards the input."""
-    depth = model.encoder.config.depth
+    depth = model.encoder.config.depth if isinstance(model, Classifier) else 0
     groups: dict[tuple[int, bool], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
         block = re.match(r"encoder\.blocks\.(\d+)\.", name)

@@ -12,7 +12,7 @@ import yaml
 
 from brainfm_lib import report
 from brainfm_lib.identity import code_digest, stable_hash
-from brainfm_lib.verdict import PROTOCOLS, TRANSDUCTIVE, in_order, rule, verdicts
+from brainfm_lib.verdict import KINDS, PROTOCOLS, TRANSDUCTIVE, in_order, rule, verdicts
 
 HEADLINE_NOTEBOOK = "50_probes"
 COLUMNS = ("arm", "task", "metric", "protocol", "estimate", "low", "high", "run")
@@ -45,7 +45,6 @@ def write_all(root: Path, *, profile: str | None = None, tables: Tables | None =
 
 def study_tables(root: Path, profile: str, runs: Mapping[str, str]) -> tuple[pd.DataFrame, Collection[str], bool]:
     """Results of the runs that ``50_probes`` used; tasks whose scans are simulated; whether it is transductive."""
-    from brainfm_lib.comparison import PROTOCOLS as KINDS
     from brainfm_lib.comparison import paired_differences
     from brainfm_lib.runs import get_run
 

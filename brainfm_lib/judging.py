@@ -10,7 +10,7 @@ from brainfm_lib.errors import InputError
 from brainfm_lib.identity import write_atomic
 from brainfm_lib.runs import Run, get_run
 from brainfm_lib.study import Study
-from brainfm_lib.verdict import METRIC
+from brainfm_lib.verdict import CNN, METRIC
 
 KINDS = {"linear": "probe", "knn": "knn", "fewshot": "fewshot", "finetune": "finetune"}
 
@@ -33,7 +33,7 @@ def judge(study: Study, protocol: str, tasks: Sequence[str] | None = None, csv: 
         study.task_table(task)  # says which tasks there are
     kind, found = KINDS[protocol], []
     for task in tasks or study.tasks:
-        for arm in encoders(study) if protocol == "finetune" else compared(study):
+        for arm in (CNN, *encoders(study)) if protocol == "finetune" else compared(study):
             try:
                 run = study.run(f"{kind}:{arm}:{task}")
             except InputError as error:

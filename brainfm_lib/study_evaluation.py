@@ -11,12 +11,12 @@ from brainfm_lib.data.phantom import PhantomSpec
 from brainfm_lib.data.phantom.cohort import determinants
 from brainfm_lib.data.splits import shuffled_labels
 from brainfm_lib.errors import InputError
+from brainfm_lib.finetune import FinetuneConfig
 from brainfm_lib.identity import stable_hash
 from brainfm_lib.runs import Run, RunConfig
 from brainfm_lib.study_data import StudyData
-from brainfm_lib.verdict import CONTROL, NUISANCE, RAW_VOXELS, SHUFFLED
+from brainfm_lib.verdict import CNN, CONTROL, KINDS, NUISANCE, RAW_VOXELS, SHUFFLED
 
-PROTOCOLS = {"probe": "linear", "knn": "kNN", "finetune": "fine-tune"}  # kind of run -> its name in tables
 CODE = {
     "probe": "brainfm_lib.probes.linear",
     "knn": "brainfm_lib.probes.neighbours",
@@ -146,26 +146,29 @@ class StudyEvaluation(StudyData):
         evaluation = self.profile.evaluation
         return make_few_shot(*self._read_features(arm, task), shots=evaluation.shots, seed=self.seed)
 
+    def _recipe(self, arm: str) -> FinetuneConfig:
+        return self.profile.cnn if arm == CNN else self.profile.finetune
+
     def _finetune_config(self, arm: str, task: str) -> RunConfig:
         cohort = self.cohort(self.manifest.tasks[task].cohort if task in self.tasks else task)
         settings = self._task_settings(task) | {
-            "finetune": dataclasses.asdict(self.profile.finetune),
+            "finetune": dataclasses.asdict(self._recipe(arm)),
             "geometry": dataclasses.asdict(self.profile.geometry),
         }
-        inputs = {"encoder": self.config(f"pretrain:{arm}")}
+        inputs = {} if arm == CNN else {"encoder": self.config(f"pretrain:{arm}")}
         code = ("brainfm_lib.finetune", *cohort.code)
         return RunConfig("finetune", settings, {"scans": cohort.digest}, inputs, code)
 
     def _finetune_make(self, arm: str, task: str) -> Callable[[Path], Any]:
         from brainfm_lib.finetune import make_finetune
 
-        encoder = self.run(f"pretrain:{arm}").path / "encoder"
+        encoder = None if arm == CNN else self.run(f"pretrain:{arm}").path / "encoder"
         cohort = self.manifest.tasks[task].cohort
         return make_finetune(
             encoder,
             lambda: self.volumes(cohort),
             self._public_table(task),
-            self.profile.finetune,
+            self._recipe(arm),
             self._task_settings(task),
             cpu=self.cpu,
         )
@@ -175,7 +178,7 @@ class StudyEvaluation(StudyData):
         rows = []
         for request, run in self.used.items():
             kind, *words = request.split(":")
-            if kind not in PROTOCOLS:
+            if kind not in KINDS:
                 continue
             arm, task = words
             cohort = self.cohort(self.manifest.tasks[task].cohort)
@@ -184,7 +187,7 @@ class StudyEvaluation(StudyData):
                 task=task,
                 arm=arm,
                 seed=self.seed,
-                protocol=PROTOCOLS[kind],
+                protocol=KINDS[kind],
                 run=run.id,
             )
             rows.append(table)

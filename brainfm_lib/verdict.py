@@ -7,6 +7,8 @@ import pandas as pd
 CONTROL = "random-init"
 # Controls that are no encoder: voxels, what is known without a look at the brain, and labels dealt out anew.
 RAW_VOXELS, NUISANCE, SHUFFLED = "raw-voxels", "nuisance", "label-shuffle"
+CNN = "cnn"  # the supervised network, trained from scratch on the labels alone
+KINDS = {"probe": "linear", "knn": "kNN", "finetune": "fine-tune"}  # kind of run -> its protocol
 PROTOCOLS = {
     "linear": "a linear probe on frozen features",
     "kNN": "nearest neighbours on frozen features",
@@ -74,7 +76,7 @@ def _against(baseline: str, plain: pd.DataFrame, paired: pd.DataFrame, protocol:
     arms = [
         arm
         for arm in dict.fromkeys([*plain["arm"], *paired["arm"]])
-        if arm not in (baseline, RAW_VOXELS, NUISANCE, SHUFFLED)
+        if arm not in (baseline, RAW_VOXELS, NUISANCE, SHUFFLED, CNN)
     ]
     for arm in arms:
         for task in dict.fromkeys([*plain["task"], *paired["task"]]):

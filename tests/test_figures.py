@@ -17,7 +17,7 @@ from brainfm_lib.objectives import ARMS, CONTROL
 
 GEOMETRY = Geometry((16, 20, 18), 8.0)
 TRAINED = tuple(ARMS)
-COMPARED = (*comparison.CONTROLS, *ARMS)
+COMPARED = (*comparison.CONTROLS, verdict.CNN, *ARMS)
 RNG = np.random.default_rng(0)
 
 

@@ -48,6 +48,14 @@ def test_it_learns_and_leaves_the_encoder_alone(encoder, pooling):
     assert all(parameter.requires_grad for parameter in encoder.parameters())
 
 
+def test_a_cnn_from_scratch_learns_by_the_same_loop():
+    volumes, table = task(80)
+    config = FinetuneConfig(epochs=5, batch_size=16, lr=3e-3)
+    a, b = (finetune(None, volumes, table, config, seed=1).predictions for _ in range(2))
+    assert (a["score_1"] == b["score_1"]).all()
+    assert evaluate(finetune(None, volumes, table, config, seed=1), draws=100)["estimate"][0] > 0.9
+
+
 def test_same_seed_same_scores_and_test_labels_do_not_matter(encoder):
     volumes, table = task()
     shuffled = table.copy()

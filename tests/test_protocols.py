@@ -165,9 +165,17 @@ def test_a_page_that_looked_for_a_run_is_out_of_date_once_it_is_there(confounded
     confounded.write_result(tmp_path / "result.json")
     noted = json.loads((tmp_path / "result.json").read_text())["runs"]
     assert noted["optional:fewshot:raw-voxels:age"] == "absent"
-    (line,) = (line for line in judge(confounded, "fewshot") if "raw-voxels" in line)
-    assert "8: 0." in line and "16: 0." in line
+    draws = confounded.run("fewshot:raw-voxels:age").table("draws")
+    assert draws["shots"].value_counts().to_dict() == {8: 20, 16: 20}
     assert confounded.identify("optional:fewshot:raw-voxels:age") == confounded.run("fewshot:raw-voxels:age").id
+
+
+def test_the_supervised_network_is_a_row_of_fine_tuning(confounded):
+    assert confounded.config("finetune:cnn:age").inputs == {}
+    confounded.run("finetune:cnn:age")
+    rows = confounded.results().query("arm == 'cnn'")
+    assert set(rows["protocol"]) == {"fine-tune"} and rows["estimate"].notna().any()
+    assert "cnn" not in set(comparison.paired_differences(confounded)["arm"])
 
 
 def test_efficiency_is_given_where_the_truth_is_known(confounded):
