@@ -15,7 +15,6 @@ import argparse
 import hashlib
 import json
 import math
-import time
 from pathlib import Path
 from typing import Any
 
@@ -114,10 +113,8 @@ def main() -> None:
     arguments = parser.parse_args()
     study = Study("quick", overrides={"subjects.downstream": arguments.subjects}, progress=False)
     geometry = study.profile.geometry
-    print(
-        "| task | subjects | ideal | latents | CNN | raw voxels | untrained | best covariate alone | minutes of CNN |"
-    )
-    print("|---|---:|---:|---:|---:|---:|---:|---:|---:|", flush=True)
+    print("| task | subjects | ideal | latents | CNN | raw voxels | untrained | best covariate alone |")
+    print("|---|---:|---:|---:|---:|---:|---:|---:|", flush=True)
     frozen: dict[str, Any] = {}
     for task in arguments.tasks or study.simulated_tasks:
         entry = study.manifest.tasks[task]
@@ -126,9 +123,7 @@ def main() -> None:
         volumes = study.volumes(entry.cohort)
         rows = volumes.scans.reset_index().set_index("scan_uid")["index"].loc[table["scan_uid"]].to_numpy()
         known = evaluate(linear_probe({"latents": latents(cohort.source, table)}, table), permutations=1).iloc[0]
-        started = time.perf_counter()
         scores = train_cnn(volumes.read(rows), table)
-        minutes = (time.perf_counter() - started) / 60
         test = (table["split"] == "test").to_numpy()
         labels, subjects = table["label"].to_numpy()[test], table["subject_id"].to_numpy()[test]
         cnn = auroc_interval(labels, scores[test][:, 1] if scores.shape[1] == 2 else scores[test], subjects)
@@ -139,7 +134,7 @@ def main() -> None:
         cells.append(f"{alone['covariate']} {alone['auroc']:.2f} [{alone['low']:.2f}, {alone['high']:.2f}]")
         best = study.run(f"truth:{task}").table("truth")["ideal_auroc"].iloc[0]
         count = table["subject_id"].nunique()
-        print(f"| {task} | {count:,} | {best:.3f} | {' | '.join(cells)} | {minutes:.1f} |", flush=True)
+        print(f"| {task} | {count:,} | {best:.3f} | {' | '.join(cells)} |", flush=True)
         frozen[entry.cohort] = witness(cohort, geometry)
     size = f"{geometry.grid[0]}³ voxels of {geometry.spacing:g} mm"
     print(f"\nMade by `benchmarks/calibration.py`, which says how; {size}. In brackets 95 % intervals over subjects.")

@@ -272,7 +272,7 @@ def _name(arm: str, scratch: bool) -> str:
 
 def _percent(share: float) -> str:
     """Per cent of an efficiency; an AUROC of 1 or 0 has no finite one."""
-    return f"{100 * share:.0f}" if np.isfinite(share) else "> 100" if share > 0 else "< 0"
+    return f"{round(100 * share)}" if np.isfinite(share) else "> 100" if share > 0 else "< 0"
 
 
 def _p(value: float) -> str:
