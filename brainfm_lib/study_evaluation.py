@@ -1,6 +1,7 @@
 """How finished encoders are judged in a study: runs of features, probes and fine-tuning, and their results."""
 
 import dataclasses
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,10 @@ import pandas as pd
 
 from brainfm_lib.data.phantom import PhantomSpec
 from brainfm_lib.data.phantom.cohort import determinants
-from brainfm_lib.data.splits import shuffled_labels
 from brainfm_lib.errors import InputError
 from brainfm_lib.finetune import FinetuneConfig
 from brainfm_lib.identity import stable_hash
+from brainfm_lib.probes.results import with_shuffled_labels
 from brainfm_lib.runs import Run, RunConfig
 from brainfm_lib.study_data import StudyData
 from brainfm_lib.verdict import CNN, CONTROL, KINDS, NUISANCE, RAW_VOXELS, SHUFFLED
@@ -25,7 +26,7 @@ CODE = {
 RESULT_NAMES = ("cohort", "task", "arm", "seed", "protocol", "run")
 
 
-class StudyEvaluation(StudyData):
+class StudyEvaluation(StudyData, ABC):
     """Requests that judge: features of an arm and cohort, a task's truth, and what an arm reaches on a task.
 
     `Study` turns requests into runs; what is made of what stands here.
@@ -35,13 +36,13 @@ class StudyEvaluation(StudyData):
     cpu: bool
     used: dict[str, Run]
 
+    @abstractmethod
     def config(self, request: str) -> RunConfig:
         """See `Study.config`."""
-        raise NotImplementedError
 
+    @abstractmethod
     def run(self, request: str, **making: Any) -> Run:
         """See `Study.run`."""
-        raise NotImplementedError
 
     def _features_config(self, arm: str, cohort: str) -> RunConfig:
         settings = {"geometry": dataclasses.asdict(self.profile.geometry), "encoder": arm not in (RAW_VOXELS, NUISANCE)}
@@ -110,15 +111,14 @@ class StudyEvaluation(StudyData):
         source = CONTROL if arm == SHUFFLED else arm
         settings = self._task_settings(task) | settings | ({"shuffled": True} if arm == SHUFFLED else {})
         inputs = {"features": self.config(f"features:{source}:{cohort}")}
-        code = (CODE[kind], "brainfm_lib.data.splits") if arm == SHUFFLED else (CODE[kind],)
-        return RunConfig(kind, settings, inputs=inputs, code=code)
+        return RunConfig(kind, settings, inputs=inputs, code=(CODE[kind],))
 
     def _read_features(self, arm: str, task: str) -> tuple[Path, pd.DataFrame]:
         """Folder of the features, and the task's scans with the labels that the arm is asked about."""
         source = CONTROL if arm == SHUFFLED else arm
         table = self._public_table(task)
         if arm == SHUFFLED:
-            table = table.assign(label=shuffled_labels(table, self.seed))
+            table = with_shuffled_labels(table, self.seed)
         return self.run(f"features:{source}:{self.manifest.tasks[task].cohort}").path, table
 
     def _probe_config(self, arm: str, task: str) -> RunConfig:

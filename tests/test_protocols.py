@@ -8,12 +8,11 @@ import pytest
 import yaml
 
 from brainfm_lib import comparison
-from brainfm_lib.data.splits import shuffled_labels
 from brainfm_lib.errors import InputError
 from brainfm_lib.judging import compare_runs, judge
 from brainfm_lib.probes.fewshot import few_shot
 from brainfm_lib.probes.neighbours import knn_probe
-from brainfm_lib.probes.results import evaluate
+from brainfm_lib.probes.results import evaluate, with_shuffled_labels
 from brainfm_lib.study import Study
 
 
@@ -98,18 +97,19 @@ def test_few_shots_need_a_test_set_and_enough_subjects():
 @pytest.mark.parametrize("scans", [1, 2])
 def test_shuffled_labels_keep_subjects_whole_and_splits_balanced(scans):
     _, table = cohort(scans=scans)
-    dealt = table.assign(label=shuffled_labels(table, 0))
+    dealt = with_shuffled_labels(table, 0)
     assert (dealt["label"] != table["label"]).mean() > 0.3
     assert (dealt.groupby("subject_id")["label"].nunique() == 1).all()
     pd.testing.assert_series_equal(
         dealt.groupby(["split", "label"]).size(), table.groupby(["split", "label"]).size(), check_names=False
     )
-    assert (shuffled_labels(table, 0) == dealt["label"]).all() and (shuffled_labels(table, 1) != dealt["label"]).any()
+    pd.testing.assert_frame_equal(with_shuffled_labels(table, 0), dealt)
+    assert (with_shuffled_labels(table, 1)["label"] != dealt["label"]).any()
 
 
 def test_shuffled_sequences_of_converters_stay_whole():
     table = pd.DataFrame({"subject_id": list("aabbccdd"), "label": [0, 1, 0, 0, 1, 1, 0, 1], "fold": [0] * 8})
-    dealt = shuffled_labels(table, 3)
+    dealt = with_shuffled_labels(table, 3)["label"].to_numpy()
     assert sorted(map(tuple, dealt.reshape(4, 2))) == [(0, 0), (0, 1), (0, 1), (1, 1)]
 
 

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
-from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from brainfm_lib.data.cohort import Cohort
@@ -200,25 +198,6 @@ def check_disjoint(table: pd.DataFrame, split: pd.Series, where: str = "the spli
     if len(torn):
         names = " and ".join(sorted(set(split[(table["subject_id"] == torn[0]).to_numpy()])))
         raise InputError(f"{where}: subject {torn[0]} is in {names}: put all scans of a subject into one split.")
-
-
-def shuffled_labels(table: pd.DataFrame, seed: int) -> np.ndarray:
-    """Labels (n,) of a task's scans dealt out anew among subjects of one split or fold and equally many scans.
-
-    Where every subject carries one label it moves as one, so that a shuffled task keeps its classes' sizes.
-    """
-    division = "split" if "split" in table else "fold"
-    labels, rng = table["label"].to_numpy(), np.random.default_rng([seed, 6])
-    subjects = table.groupby("subject_id", sort=True).indices
-    single = all(len(set(labels[rows])) == 1 for rows in subjects.values())
-    groups: dict[tuple[Any, int], list[Any]] = {}
-    for name, rows in subjects.items():
-        groups.setdefault((table[division].iloc[rows[0]], 1 if single else len(rows)), []).append(name)
-    dealt = labels.copy()
-    for members in groups.values():
-        for target, source in zip(members, rng.permutation(np.array(members, dtype=object)), strict=True):
-            dealt[subjects[target]] = labels[subjects[source][0]] if single else labels[subjects[source]]
-    return dealt
 
 
 def held_out_subjects(tables: Iterable[pd.DataFrame]) -> set[str]:

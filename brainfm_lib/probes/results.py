@@ -15,6 +15,7 @@ from brainfm_lib.stats import (
     auroc,
     auroc_interval,
     cv_auroc_interval,
+    label_dealer,
     metric_intervals,
     permutation_p,
 )
@@ -82,6 +83,13 @@ def read_features(folder: Path, table: pd.DataFrame) -> dict[str, Array]:
     """Pooling -> (n, D) of the table's scans; its `row` is the scan's row in each <pooling>.npy."""
     rows = table["row"].to_numpy()
     return {file.stem: np.load(file, mmap_mode="r")[rows] for file in sorted(folder.glob("*.npy"))}
+
+
+def with_shuffled_labels(table: pd.DataFrame, seed: int) -> pd.DataFrame:
+    """The control: a task's scans with labels dealt out anew among subjects of one split or fold."""
+    division = table["split" if "split" in table else "fold"]
+    deal = label_dealer(table["label"], table["subject_id"], division)
+    return table.assign(label=deal(np.random.default_rng([seed, 6])))
 
 
 def check_table(table: pd.DataFrame) -> tuple[Array, Array]:

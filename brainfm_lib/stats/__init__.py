@@ -14,7 +14,7 @@ from brainfm_lib.stats.intervals import (
     paired_mean_interval,
 )
 from brainfm_lib.stats.metrics import METRICS, efficiency, metric_intervals
-from brainfm_lib.stats.permutation import holm, permutation_p, permutation_p_refit
+from brainfm_lib.stats.permutation import holm, label_dealer, permutation_p, permutation_p_refit
 from brainfm_lib.stats.repeats import detectable_difference, nadeau_bengio, variance_shares
 from brainfm_lib.stats.units import Comparison, Interval, aggregate_by_subject
 
@@ -30,6 +30,7 @@ __all__ = [
     "detectable_difference",
     "efficiency",
     "holm",
+    "label_dealer",
     "metric_intervals",
     "nadeau_bengio",
     "paired_auroc_difference",

@@ -68,13 +68,33 @@ def permutation_p_refit(
 
     Args:
         fit_and_score: takes labels (n,), runs everything that looks at labels, returns the statistic.
-        labels: (n,) classes of the scans. Where every subject carries one label it moves as one; otherwise
-            label sequences move whole between subjects with equally many scans.
-        subjects, folds: (n,) each; with folds, labels move within them, which keeps every fold's class counts.
+        labels, subjects, folds: as in `label_dealer`.
         draws: most permutations, each of them a refit.
         enough, seed: stop once so many have reached the observed value, p being their share; seed of the permutations.
     """
-    labels, rng = np.asarray(labels), np.random.default_rng(seed)
+    labels, rng, deal = np.asarray(labels), np.random.default_rng(seed), label_dealer(labels, subjects, folds)
+    observed, exceed = fit_and_score(labels.copy()), 0
+    for made in range(1, draws + 1):
+        exceed += fit_and_score(deal(rng)) >= observed - 1e-12
+        if exceed == enough:
+            return exceed / made
+    return (1 + exceed) / (draws + 1)
+
+
+def label_dealer(
+    labels: ArrayLike, subjects: ArrayLike, folds: ArrayLike | None = None
+) -> Callable[[np.random.Generator], Array]:
+    """What deals the labels of scans out anew among subjects.
+
+    Args:
+        labels: (n,) classes of the scans. Where every subject carries one label it moves as one; otherwise
+            label sequences move whole between subjects with equally many scans.
+        subjects, folds: (n,) each; with folds (or splits), labels move within them, which keeps their class counts.
+
+    Returns:
+        A function of a generator: labels (n,), another deal each time.
+    """
+    labels = np.asarray(labels)
     names, codes = np.unique(np.asarray(subjects), return_inverse=True)
     rows = [np.flatnonzero(codes == s) for s in range(len(names))]
     single = all(np.ptp(labels[r]) == 0 for r in rows)
@@ -82,16 +102,15 @@ def permutation_p_refit(
     groups: dict[tuple[int, int], list[int]] = {}
     for s, r in enumerate(rows):
         groups.setdefault((int(fold_of[r[0]]), 1 if single else len(r)), []).append(s)
-    observed, exceed = fit_and_score(labels.copy()), 0
-    for made in range(1, draws + 1):
-        permuted = labels.copy()
+
+    def deal(rng: np.random.Generator) -> Array:
+        dealt = labels.copy()
         for members in groups.values():
             for target, source in zip(members, rng.permutation(members)):
-                permuted[rows[target]] = labels[rows[source][0]] if single else labels[rows[source]]
-        exceed += fit_and_score(permuted) >= observed - 1e-12
-        if exceed == enough:
-            return exceed / made
-    return (1 + exceed) / (draws + 1)
+                dealt[rows[target]] = labels[rows[source][0]] if single else labels[rows[source]]
+        return dealt
+
+    return deal
 
 
 def holm(p_values: ArrayLike) -> Array:
