@@ -38,12 +38,12 @@ from brainfm_lib.study import Study
 from brainfm_lib.verdict import RAW_VOXELS
 
 SUBJECTS = 3000  # of each cohort at most
-EPOCHS, BATCH, RATE, DECAY = 24, 32, 2e-3, 0.05
+EPOCHS, BATCH, RATE, DECAY = 40, 32, 2e-3, 0.05
 WITNESSES = 6  # scans of each cohort whose voxels are kept, as means of blocks
 
 
 def train_cnn(volumes: np.ndarray, table: pd.DataFrame, seed: int = 0) -> np.ndarray:
-    """(n, classes) probabilities of all scans after training on those that are not for testing."""
+    """(n, classes) probabilities of all scans, as they are and mirrored, after training on those not for testing."""
     torch.manual_seed(seed)
     labels, train = table["label"].to_numpy(), np.flatnonzero(table["split"] != "test")
     inputs = zscore(torch.from_numpy(volumes)[:, None].float())
@@ -70,7 +70,8 @@ def train_cnn(volumes: np.ndarray, table: pd.DataFrame, seed: int = 0) -> np.nda
             schedule.step()
     model.eval()
     with torch.no_grad():
-        return torch.cat([model(inputs[i : i + 64]).softmax(1) for i in range(0, len(inputs), 64)]).numpy()
+        parts = [inputs[i : i + 64] for i in range(0, len(inputs), 64)]
+        return torch.cat([(model(x).softmax(1) + model(x.flip(2)).softmax(1)) / 2 for x in parts]).numpy()
 
 
 def latents(spec: PhantomSpec, table: pd.DataFrame) -> np.ndarray:

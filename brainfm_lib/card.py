@@ -7,6 +7,9 @@ from brainfm_lib import __version__
 from brainfm_lib.data.geometry import Geometry
 from brainfm_lib.objectives import ARMS, ObjectiveConfig
 
+TRAINED_ON = "trained_on.txt"  # beside the weights: what an encoder has seen, a key a scan
+KEY = 16  # hexadecimal digits of a scan's digest that are its key
+
 
 def model_card(objective: ObjectiveConfig, geometry: Geometry, facts: Mapping[str, str]) -> str:
     """Write the card as Markdown with the YAML header that model hubs read.

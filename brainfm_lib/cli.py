@@ -143,12 +143,15 @@ def probe(
     task: Annotated[list[str] | None, typer.Option(help="A task; repeat for more. Default: all.")] = None,
     csv: Annotated[Path | None, typer.Option(help="Write the results as a table, a row a metric.")] = None,
     cpu: CpuOption = False,
+    allow_leak: Annotated[bool, typer.Option("--allow-leak", help="Go on where the audit finds a leak.")] = False,
 ) -> None:
     """Judge the encoders of a study and their controls on its tasks; encoders that are missing are made first."""
     from brainfm_lib.judging import judge
     from brainfm_lib.study import Study
 
-    study = Study(profile, manifest, seed, objective, cpu=cpu)
+    study = Study(profile, manifest, seed, objective, cpu=cpu, allow_leak=allow_leak)
+    if study.stamp:
+        print(f"warning: {study.stamp}.", flush=True)
     for line in judge(study, protocol, task, csv):
         print(line, flush=True)
 

@@ -29,13 +29,18 @@ def trained_arms(study: Study) -> tuple[str, ...]:
 
 
 def encoders(study: Study) -> tuple[str, ...]:
-    """The untrained encoder and the study's arms."""
-    return tuple(dict.fromkeys((CONTROL, *study.arms)))
+    """The untrained encoder, the study's arms and the weights that the manifest adds: what can be trained further."""
+    return tuple(dict.fromkeys((CONTROL, *study.arms, *study.own_weights)))
+
+
+def represented(study: Study) -> tuple[str, ...]:
+    """As `encoders`, with the functions that the manifest adds: whatever turns volumes into features."""
+    return tuple(dict.fromkeys((*encoders(study), *study.own)))
 
 
 def compared(study: Study) -> tuple[str, ...]:
-    """Controls and the study's arms: the rows of a table of linear probes."""
-    return tuple(dict.fromkeys((*CONTROLS, *study.arms)))
+    """Controls, arms and encoders made elsewhere: the rows of a table of linear probes."""
+    return tuple(dict.fromkeys((*CONTROLS, *represented(study))))
 
 
 def finetune_tasks(study: Study) -> tuple[str, ...]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from brainfm_lib.data.audit import confounding, covariates, label_conflicts, torn_pairs
+from brainfm_lib.data.audit import confounding, covariates, divided_subjects, label_conflicts, torn_pairs
 from brainfm_lib.data.quality import RULES
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def leak_table(study: Study) -> pd.DataFrame:
         cohort = study.manifest.tasks[task].cohort
         evaluated |= {(cohort, subject) for subject in held["subject_id"].astype(str)}
         scans_evaluated |= set(held["scan_uid"])
-        divided += int((table.groupby("subject_id")[division].nunique() > 1).sum())
+        divided += len(divided_subjects(table))
         torn += len(torn_pairs(dict(zip(table["scan_uid"], table[division].astype(str))), pairs))
         contradicting += len(label_conflicts(table, pairs))
     trained, scans_trained = set(), set()

@@ -25,12 +25,13 @@ def judge(study: Study, protocol: str, tasks: Sequence[str] | None = None, csv: 
         csv: Where to write the tidy table.
 
     Raises:
-        InputError: No such protocol or task.
+        InputError: No such protocol or task, or the audit found a leak.
     """
     if protocol not in KINDS:
         raise InputError(f"There is no protocol {protocol!r}: choose among {', '.join(KINDS)}.")
     for task in tasks or ():
         study.task_table(task)  # says which tasks there are
+    study.refuse_leaks(tasks)
     kind, found = KINDS[protocol], []
     for task in tasks or study.tasks:
         for arm in (CNN, *encoders(study)) if protocol == "finetune" else compared(study):

@@ -48,6 +48,8 @@ def study_note(study: Study) -> Markdown:
         parts.append(f"**Real scans**: {_list([_cohort(study, name) for name in real])}.")
     if study.manifest.transductive:
         parts.append(TRANSDUCTIVE)
+    if study.stamp:
+        parts.append(f"Every figure says: **{study.stamp}**.")
     geometry = study.profile.geometry
     grid = " × ".join(map(str, geometry.grid))
     parts.append(

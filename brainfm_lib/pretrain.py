@@ -7,7 +7,7 @@ are the same for every arm, and a resumed run continues exactly as if nothing ha
 import importlib
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from brainfm_lib.card import model_card
+from brainfm_lib.card import KEY, TRAINED_ON, model_card
 from brainfm_lib.checkpoint import host_state, load_checkpoint, save_checkpoint
 from brainfm_lib.data.augment import AugmentConfig, augment, draw_augmentation, zscore
 from brainfm_lib.data.batches import Batches, batch_rows
@@ -73,6 +73,7 @@ class Trainer:
         compile: Compile the transformer blocks (equal up to rounding; pays on long runs).
         recompute: Keep few activations and compute them again in the backward pass (equal, slower, less memory).
         about: Facts for the encoder's model card: run, data and the like.
+        scans: Digests of the training scans: their keys are left beside the weights, so that an audit can find them.
 
     Raises:
         InputError: The settings do not fit each other, the data or the number of processes.
@@ -89,11 +90,13 @@ class Trainer:
         compile: bool = False,
         recompute: bool = False,
         about: Mapping[str, str] | None = None,
+        scans: Iterable[str] = (),
     ) -> None:
         from accelerate import Accelerator
         from accelerate.state import AcceleratorState, PartialState
 
         self.config, self.folder, self.about = config, folder, dict(about or {})
+        self.scans = sorted({digest[:KEY] for digest in scans})
         device = torch.device("cpu") if cpu else PartialState().device
         wanted = config.optimiser.precision
         self.precision = faster_precision(device) if wanted == "auto" else wanted
@@ -331,6 +334,7 @@ class Trainer:
             exported = self.raw.target_encoder if isinstance(self.raw, Jepa) else self.raw.encoder
             card = model_card(self.config.objective, self.config.geometry, {**self._summary(), **self.about})
             exported.save_pretrained(self.folder / "encoder", card=card)
+            (self.folder / "encoder" / TRAINED_ON).write_text("".join(f"{key}\n" for key in self.scans))
         self.accelerator.wait_for_everyone()
         return {
             "device": str(self.device.type),

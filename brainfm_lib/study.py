@@ -16,7 +16,7 @@ from brainfm_lib.errors import InputError
 from brainfm_lib.identity import stable_hash, write_atomic
 from brainfm_lib.objectives import ARMS, CONTROL
 from brainfm_lib.runs import Run, RunConfig, ensure, find
-from brainfm_lib.study_evaluation import StudyEvaluation
+from brainfm_lib.study_evaluation import JUDGED, StudyEvaluation
 
 FLAT_NAMES = {
     "spectral_weight": "spectral.weight",
@@ -41,6 +41,7 @@ class Study(StudyEvaluation):
         progress: Whether long work shows a progress bar.
         cpu: Stay on the CPU whatever else there is.
         compile, recompute: How pretraining uses the machine, see `pretrain.Trainer`.
+        allow_leak: Judge even where the audit finds a leak; figures and tables then say so.
 
     Raises:
         InputError: A name that is not known, or a value of the wrong type.
@@ -58,6 +59,7 @@ class Study(StudyEvaluation):
         cpu: bool = False,
         compile: bool = False,
         recompute: bool = False,
+        allow_leak: bool = False,
         **flat: Any,
     ) -> None:
         unknown = sorted(set(flat) - set(FLAT_NAMES))
@@ -66,12 +68,11 @@ class Study(StudyEvaluation):
         if objective != "all" and objective not in (*ARMS, CONTROL):
             raise InputError(f"There is no arm {objective!r}: choose all, {', '.join(ARMS)} or {CONTROL}.")
         given = {FLAT_NAMES[name]: value for name, value in flat.items() if value is not None}
-        super().__init__(
-            load_manifest(manifest), load_profile(profile, {**(overrides or {}), **given}), progress=progress
-        )
+        settings = load_profile(profile, {**(overrides or {}), **given})
+        super().__init__(load_manifest(manifest), settings, progress=progress, allow_leak=allow_leak)
         self.profile_name, self.seed, self.cpu = profile, int(seed), cpu
         self.compile, self.recompute = compile, recompute
-        self.used = {}
+        self.used, self._leaks = {}, {}
         self._asked: list[str] = []
         self.arms: tuple[str, ...] = tuple(ARMS) if objective == "all" else (objective,)
         self._configs: dict[str, RunConfig] = {}
@@ -121,11 +122,16 @@ class Study(StudyEvaluation):
         """The finished run of `request`; made now, with all it needs, where it is missing.
 
         `making` is handed to what makes it.
+
+        Raises:
+            InputError: The request asks what an encoder reaches on a task, and the audit found a leak there.
         """
         config = self.config(request)
         found = find(config)
+        kind, *words = request.split(":")
+        if kind in JUDGED:
+            self.refuse_leaks([words[1]], [words[0]])
         if found is None:
-            kind, *words = request.split(":")
             # this asks for the runs it starts from, in their own time
             make = getattr(self, f"_{kind}_make")(*words, **making)
             found = ensure(config, make)
@@ -154,6 +160,8 @@ class Study(StudyEvaluation):
         return tuple(sorted({module for name in self.pretraining_cohorts for module in self.cohort(name).code}))
 
     def _pretrain_config(self, arm: str) -> RunConfig:
+        if arm in self.own:
+            return self._import_config(arm)
         if arm == CONTROL:
             settings: dict[str, Any] = {"encoder": dataclasses.asdict(self.profile.encoder), "seed": self.seed}
             return RunConfig("init", settings, code=("brainfm_lib.pretrain",))
@@ -167,6 +175,8 @@ class Study(StudyEvaluation):
     def _pretrain_make(self, arm: str, **making: Any) -> Callable[[Path], Any]:
         from brainfm_lib.pretrain import initial_model, make_pretrain
 
+        if arm in self.own:
+            return self._import_make(arm)
         if arm == CONTROL:
             config = self.profile.pretraining("mae", self.seed)
             return lambda folder: initial_model(config).encoder.save_pretrained(folder / "encoder")
@@ -178,8 +188,16 @@ class Study(StudyEvaluation):
             compile=self.compile,
             recompute=self.recompute,
             about=self._about(arm),
+            scans=self._trained_digests(),
             **making,
         )
+
+    def _trained_digests(self) -> list[str]:
+        return [
+            digest
+            for name, (rows, _) in self.pretraining_rows.items()
+            for digest in self.cohort(name).scans["digest"].iloc[rows]
+        ]
 
     def _about(self, arm: str) -> dict[str, str]:
         """What the model card says of run and data; no subject, no path."""

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from brainfm_lib.config import Profile
-from brainfm_lib.data.audit import duplicates
+from brainfm_lib.data.audit import divided_subjects, duplicates
 from brainfm_lib.data.cohort import Cohort, describe_cohort
 from brainfm_lib.data.manifest import Manifest
 from brainfm_lib.data.pseudonyms import pseudonymised
@@ -25,10 +25,13 @@ class StudyData:
         manifest: Cohorts and tasks.
         profile: Grid, caps on subjects, and how tasks are divided.
         progress: Whether preparing volumes shows a progress bar.
+        allow_leak: Go on where the audit finds a leak; whatever comes of it says so.
     """
 
-    def __init__(self, manifest: Manifest, profile: Profile, *, progress: bool = True) -> None:
-        self.manifest, self.profile, self.progress = manifest, profile, progress
+    def __init__(
+        self, manifest: Manifest, profile: Profile, *, progress: bool = True, allow_leak: bool = False
+    ) -> None:
+        self.manifest, self.profile, self.progress, self.allow_leak = manifest, profile, progress, allow_leak
         self._cohorts: dict[str, Cohort] = {}
         self._volumes: dict[str, Volumes] = {}
         self._data_used: dict[str, str] = {}
@@ -83,9 +86,10 @@ class StudyData:
         """
         if task not in self.tasks:
             raise InputError(f"There is no task {task!r} with its data present: choose among {', '.join(self.tasks)}.")
-        table = task_table(self.manifest, task, self.cohort(self.manifest.tasks[task].cohort))
+        cohort = self.cohort(self.manifest.tasks[task].cohort)
+        table = task_table(self.manifest, task, cohort, allow_leak=self.allow_leak)
         if "split" in table:
-            return table
+            return table.assign(leaks=True) if self.allow_leak and divided_subjects(table) else table
         by_site = self.manifest.tasks[task].grouped_by == "site"
         if table["subject_id"].nunique() < self.profile.evaluation.cross_validate_below:
             smallest = int(table.groupby("label")["subject_id"].nunique().min())

@@ -2,17 +2,22 @@
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from brainfm_lib.data.manifest import EncoderSettings
 from brainfm_lib.data.phantom import PhantomSpec
 from brainfm_lib.data.phantom.cohort import determinants
 from brainfm_lib.errors import InputError
+from brainfm_lib.external import make_function_features, make_import, weights_digest
 from brainfm_lib.finetune import FinetuneConfig
 from brainfm_lib.identity import stable_hash
+from brainfm_lib.leaks import encoder_leaks, task_leaks
+from brainfm_lib.objectives import ARMS
 from brainfm_lib.probes.results import with_shuffled_labels
 from brainfm_lib.runs import Run, RunConfig
 from brainfm_lib.study_data import StudyData
@@ -23,7 +28,8 @@ CODE = {
     "knn": "brainfm_lib.probes.neighbours",
     "fewshot": "brainfm_lib.probes.fewshot",
 }
-RESULT_NAMES = ("cohort", "task", "arm", "seed", "protocol", "run")
+JUDGED = (*CODE, "finetune")  # kinds of run that say what an arm reaches on a task
+RESULT_NAMES = ("cohort", "task", "arm", "seed", "protocol", "run", "leak")
 
 
 class StudyEvaluation(StudyData, ABC):
@@ -32,9 +38,65 @@ class StudyEvaluation(StudyData, ABC):
     `Study` turns requests into runs; what is made of what stands here.
     """
 
+    _leaks: dict[str, list[str]]
+
     seed: int
     cpu: bool
     used: dict[str, Run]
+
+    @cached_property
+    def own(self) -> dict[str, EncoderSettings]:
+        """Encoders made elsewhere that the manifest names and whose files are given, by name."""
+        named = self.manifest.available_encoders()
+        taken = sorted(set(named) & {*ARMS, CONTROL, RAW_VOXELS, NUISANCE, SHUFFLED, CNN})
+        if taken:
+            raise InputError(f"{self.manifest.path.name}: the encoder {taken[0]!r} needs a name of its own.")
+        return named
+
+    @property
+    def own_weights(self) -> tuple[str, ...]:
+        """Those of `own` that are weights, not functions, and so can be trained further."""
+        return tuple(name for name, settings in self.own.items() if settings.kind != "python")
+
+    def leaks(self, task: str) -> list[str]:
+        """What the audit holds against a task, a clause each; empty where nothing leaks."""
+        if task not in self._leaks:
+            self._leaks[task] = task_leaks(self, task)
+        return self._leaks[task]
+
+    def _found(self, tasks: Sequence[str], encoders: Sequence[str]) -> list[str]:
+        own = {name: self.own[name] for name in encoders if name in self.own}
+        of_encoders = [leak for task in tasks for name in own for leak in encoder_leaks(self, name, own[name], task)]
+        return [leak for task in tasks for leak in self.leaks(task)] + of_encoders
+
+    @cached_property
+    def stamp(self) -> str:
+        """What must stand on every figure of this study; empty where nothing leaks."""
+        said = []
+        if self.manifest.transductive:
+            said.append("TRANSDUCTIVE: pretrained on subjects that tasks are tested on")
+        if self.allow_leak:
+            found = self._found(self.tasks, tuple(self.own))
+            said += [f"LEAK: {'; '.join(found)}"] if found else []
+        return ". ".join(said)
+
+    def refuse_leaks(self, tasks: Sequence[str] | None = None, encoders: Sequence[str] | None = None) -> None:
+        """Go on only where nothing leaks, or where that is allowed.
+
+        Args:
+            tasks, encoders: To look at; default: all of the study's tasks, all encoders made elsewhere.
+
+        Raises:
+            InputError: Says what leaks.
+        """
+        if self.allow_leak:
+            return
+        found = self._found(tasks or self.tasks, tuple(self.own) if encoders is None else encoders)
+        if found:
+            raise InputError(
+                f"The audit found a leak: {'; '.join(found)}. Mend the data or the split; or go on with --allow-leak "
+                "(allow_leak=True), and every figure says so."
+            )
 
     @abstractmethod
     def config(self, request: str) -> RunConfig:
@@ -49,6 +111,11 @@ class StudyEvaluation(StudyData, ABC):
         if arm == NUISANCE:
             code = ("brainfm_lib.data.audit", *self.cohort(cohort).code)
             return RunConfig("nuisance", settings, {"scans": self.cohort(cohort).digest}, code=code)
+        if arm in self.own and arm not in self.own_weights:
+            own = self.own[arm]
+            data = {"scans": self.cohort(cohort).digest, "function": weights_digest(own, self.manifest)}
+            code = ("brainfm_lib.external", *self.cohort(cohort).code)
+            return RunConfig("features", settings | {"function": own.function}, data, code=code)
         inputs = {} if arm == RAW_VOXELS else {"encoder": self.config(f"pretrain:{arm}")}
         code = ("brainfm_lib.features", *self.cohort(cohort).code)
         return RunConfig("features", settings, {"scans": self.cohort(cohort).digest}, inputs, code)
@@ -59,10 +126,24 @@ class StudyEvaluation(StudyData, ABC):
 
         if arm == NUISANCE:
             return make_nuisance(lambda: self.volumes(cohort))
+        making: dict[str, Any] = {"batch_size": self.profile.evaluation.batch_size, "cpu": self.cpu}
+        if arm in self.own and arm not in self.own_weights:
+            path = self.manifest.resolve(self.own[arm].path)
+            return make_function_features(path, self.own[arm].function, lambda: self.volumes(cohort), **making)
         folder = None if arm == RAW_VOXELS else self.run(f"pretrain:{arm}").path / "encoder"
-        return make_features(
-            folder, lambda: self.volumes(cohort), batch_size=self.profile.evaluation.batch_size, cpu=self.cpu
+        return make_features(folder, lambda: self.volumes(cohort), **making)
+
+    def _import_config(self, name: str) -> RunConfig:
+        if name not in self.own_weights:
+            raise InputError(f"The encoder {name!r} is a function: it gives features and has no weights to train.")
+        own = self.own[name]
+        settings = {"kind": own.kind, "heads": own.heads, "grid": own.grid} if own.kind == "monai" else {}
+        return RunConfig(
+            "import", settings, {"weights": weights_digest(own, self.manifest)}, code=("brainfm_lib.external",)
         )
+
+    def _import_make(self, name: str) -> Callable[[Path], Any]:
+        return make_import(self.own[name], self.manifest.resolve(self.own[name].path))
 
     def _truth_parts(self, task: str) -> tuple[PhantomSpec, list[list[str]]]:
         entry = self.manifest.tasks[task]
@@ -189,6 +270,7 @@ class StudyEvaluation(StudyData, ABC):
                 seed=self.seed,
                 protocol=KINDS[kind],
                 run=run.id,
+                leak="; ".join(self._found([task], [arm])),
             )
             rows.append(table)
         columns = ["metric", "estimate", "low", "high", "n_subjects", "p_permutation", *RESULT_NAMES]

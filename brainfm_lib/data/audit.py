@@ -63,6 +63,12 @@ def label_conflicts(table: pd.DataFrame, pairs: pd.DataFrame) -> pd.DataFrame:
     return pairs[found].assign(first_label=a[found].astype(int), second_label=b[found].astype(int))
 
 
+def divided_subjects(table: pd.DataFrame) -> list[str]:
+    """Subjects with scans on two sides of a task's split, or in two folds."""
+    sides = table.groupby("subject_id")["split" if "split" in table else "fold"].nunique()
+    return sorted(sides.index[sides > 1])
+
+
 def torn_pairs(side: Mapping[str, str], pairs: pd.DataFrame) -> pd.DataFrame:
     """Pairs of one and the same scan that stand on two sides.
 

@@ -197,6 +197,26 @@ class TaskSettings(_Settings):
         return self
 
 
+class EncoderSettings(_Settings):
+    """An encoder made elsewhere, to be held beside the arms.
+
+    Attributes:
+        kind: ``folder`` (what `save_pretrained` writes), ``monai`` (state dict of a MONAI ViT) or ``python``.
+        path: The folder; the file of weights; or a Python file, which is executed.
+        function: For python: takes volumes (B, 1, D, H, W), float32, z-scored, and returns features (B, F).
+        files: For python: what else decides the features, such as weights; a change makes results anew.
+        heads: For monai: attention heads, which weights do not tell.
+        grid: For monai: patch grid of the positions; default a cube.
+    """
+
+    kind: Literal["folder", "monai", "python"]
+    path: str
+    function: str = "features"
+    files: tuple[str, ...] = ()
+    heads: int = 12
+    grid: tuple[int, int, int] | None = None
+
+
 class Manifest(_Settings):
     """The manifest.
 
@@ -206,6 +226,7 @@ class Manifest(_Settings):
         transductive: Permit pretraining on validation and test subjects of tasks (reported wherever it matters).
         cohorts: By name.
         tasks: By name.
+        encoders: Made elsewhere, by the name that tables give them.
     """
 
     version: Literal[1]
@@ -213,15 +234,16 @@ class Manifest(_Settings):
     transductive: bool = False
     cohorts: dict[str, Annotated[CohortSettings, Field(discriminator="kind")]]
     tasks: dict[str, TaskSettings] = {}
+    encoders: dict[str, EncoderSettings] = {}
     _path: Path = PrivateAttr(default=Path(MANIFEST_NAME))
 
-    @field_validator("cohorts")
+    @field_validator("cohorts", "encoders")
     @classmethod
-    def _plain_names(cls, cohorts: dict[str, CohortSettings]) -> dict[str, CohortSettings]:
-        for name in cohorts:
+    def _plain_names(cls, named: dict[str, Any]) -> dict[str, Any]:
+        for name in named:
             if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
-                raise ValueError(f"the cohort name {name!r} may only hold letters, digits, '-', '_' and '.'")
-        return cohorts
+                raise ValueError(f"the name {name!r} may only hold letters, digits, '-', '_' and '.'")
+        return named
 
     @model_validator(mode="after")
     def _known_cohorts(self) -> Manifest:
@@ -266,6 +288,11 @@ class Manifest(_Settings):
         """Tasks whose cohort is available, in the manifest's order."""
         missing = self.missing()
         return [name for name, task in self.tasks.items() if task.cohort not in missing]
+
+    def available_encoders(self) -> dict[str, EncoderSettings]:
+        """Encoders made elsewhere whose variables are all set."""
+        texts = {name: " ".join([encoder.path, *encoder.files]) for name, encoder in self.encoders.items()}
+        return {name: encoder for name, encoder in self.encoders.items() if not _unset(texts[name])}
 
     def skipped_tasks(self) -> dict[str, str]:
         """Tasks over absent cohorts, with the reason."""
@@ -348,6 +375,8 @@ def _keys_at(place: list[str], content: Any) -> Iterable[str]:
         model = Manifest
     elif place[0] == "tasks":
         model = TaskSettings if len(place) == 3 else SplitFiles
+    elif place[0] == "encoders" and len(place) == 3:
+        model = EncoderSettings
     elif place[0] == "cohorts" and len(place) == 3 and isinstance(content, dict):
         model = KINDS.get(content["cohorts"][place[1]].get("kind"))
     return model.model_fields if model else ()

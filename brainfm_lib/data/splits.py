@@ -15,13 +15,14 @@ from brainfm_lib.errors import InputError
 COLUMNS = ["scan_uid", "subject_id", "label", "row", "contrast", "site", "age", "sex"]
 
 
-def task_table(manifest: Manifest, task: str, cohort: Cohort) -> pd.DataFrame:
+def task_table(manifest: Manifest, task: str, cohort: Cohort, *, allow_leak: bool = False) -> pd.DataFrame:
     """Scans of a task.
 
     Args:
         manifest: From `load_manifest`.
         task: Its name.
         cohort: The task's cohort, or a part of it.
+        allow_leak: Take official split files as they are, even with a subject on two sides.
 
     Returns:
         scan_uid, subject_id, label (class number), row (position in `cohort.scans`), contrast, site, age, sex; where
@@ -62,13 +63,14 @@ def task_table(manifest: Manifest, task: str, cohort: Cohort) -> pd.DataFrame:
         )
     if settings.splits is None:
         return table
-    split = read_split_files(manifest, settings, table, cohort.name)
+    split = read_split_files(manifest, settings, table, cohort.name, allow_leak=allow_leak)
     kept = split.notna()
     table = table[kept].assign(split=split[kept]).reset_index(drop=True)
     if settings.splits.val is None:  # no official validation subjects: some of the training ones, by hash
         train = table[table["split"] == "train"]
         table.loc[train.index, "split"] = assign_splits(train, seed=0, test=0.0)
-    check_disjoint(table, table["split"], where)
+    if not allow_leak:
+        check_disjoint(table, table["split"], where)
     return table
 
 
@@ -133,7 +135,9 @@ def assign_folds(table: pd.DataFrame, *, seed: int, folds: int = 5, by_site: boo
     return table["subject_id"].map(place).astype(int).rename("fold")
 
 
-def read_split_files(manifest: Manifest, settings: TaskSettings, table: pd.DataFrame, cohort: str) -> pd.Series:
+def read_split_files(
+    manifest: Manifest, settings: TaskSettings, table: pd.DataFrame, cohort: str, *, allow_leak: bool = False
+) -> pd.Series:
     """Splits of a task as its official files give them.
 
     Args:
@@ -141,6 +145,7 @@ def read_split_files(manifest: Manifest, settings: TaskSettings, table: pd.DataF
         settings: Of the task; its `splits` are read.
         table: The task's scans.
         cohort: Its name; identifiers in the files may start with it or not.
+        allow_leak: Let a subject be in several files.
 
     Returns:
         The split of each row, None where no file names the scan.
@@ -163,7 +168,7 @@ def read_split_files(manifest: Manifest, settings: TaskSettings, table: pd.DataF
                 raise InputError(f"{path} has no column {needed!r}: its columns are {', '.join(listed.columns)}.")
         found = 0
         for row, subject, uid in zip(listed.index, listed["subject_id"], listed["scan_uid"]):
-            if subjects.setdefault(subject, split) != split:
+            if subjects.setdefault(subject, split) != split and not allow_leak:
                 raise InputError(
                     f"{path}, row {row + 2}: subject {subject} is in the {subjects[subject]} file too: "
                     "a subject must be in one split only."

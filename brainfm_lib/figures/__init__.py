@@ -6,6 +6,7 @@ from brainfm_lib.figures.latents import eigenspectra, rank_measures
 from brainfm_lib.figures.probes import calibration_curves, few_shot_curves, forest_plot, roc_curves
 from brainfm_lib.figures.reconstruction import error_intervals, explained_latents
 from brainfm_lib.figures.spectra import radial_spectra
+from brainfm_lib.figures.style import stamp
 from brainfm_lib.figures.training import heldout_curves, loss_curves
 
 __all__ = [
@@ -27,4 +28,5 @@ __all__ = [
     "reconstruction_panels",
     "roc_curves",
     "split_counts",
+    "stamp",
 ]

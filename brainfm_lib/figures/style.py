@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from functools import wraps
+from textwrap import fill
 from typing import Any, ParamSpec
 
 import matplotlib.pyplot as plt
@@ -68,6 +69,15 @@ SETTINGS: dict[Any, Any] = {
 WIDTH = 9.0  # inches, of a full-width figure
 
 
+_stamp = ""
+
+
+def stamp(text: str) -> None:
+    """Write `text` across the top of every figure from now on; empty text stops that."""
+    global _stamp
+    _stamp = text
+
+
 def figure_function(draw: Callable[P, Figure]) -> Callable[P, Figure]:
     """Draw in the house style and close the figure, so that a notebook shows it once: as the value of the cell."""
 
@@ -75,6 +85,9 @@ def figure_function(draw: Callable[P, Figure]) -> Callable[P, Figure]:
     def drawn(*args: P.args, **kwargs: P.kwargs) -> Figure:
         with plt.rc_context(SETTINGS):
             figure = draw(*args, **kwargs)
+            if _stamp:
+                said = "\n".join(filter(None, [fill(_stamp, 110), figure.get_suptitle()]))
+                figure.suptitle(said, color="#B00000", fontsize=8.5, fontweight="bold")
         plt.close(figure)
         return figure
 
