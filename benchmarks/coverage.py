@@ -107,6 +107,8 @@ def main() -> None:
         (100, 0.5, 2, 0.75),
         (100, 0.2, 2, 0.75),
         (300, 0.3, 2, 0.65),
+        (60, 0.1, 2, 0.75),
+        (12, 0.5, 2, 0.75),
     ):
         found = reached(coverage(n, prevalence, scans, area, studies))
         print(f"| {n} | {prevalence:.0%} | {scans} | {area} | {found} |", flush=True)
@@ -114,6 +116,7 @@ def main() -> None:
     for test, n, prevalence in (
         ("paired bootstrap", 100, 0.5),
         ("paired bootstrap", 300, 0.3),
+        ("paired bootstrap", 60, 0.1),
         ("DeLong", 100, 0.5),
         ("DeLong", 300, 0.3),
         ("permutation", 60, 0.4),

@@ -9,9 +9,8 @@ quartiles. MONAI is run as shipped (its blocks never use fused attention) and wi
 both with AdamW as `torch.optim.AdamW(model.parameters())` gives it. Peak tensor memory is what tensors occupy at most
 during a step, parameters and optimiser state included.
 
-FLOPs are those of matrix products and attention: per volume and pass, a block of width E on K tokens takes
-2K(4E² + 2EM) + 4K²E, M being the MLP's width; embedding and read-out 2K·(in)·(out). Backward counts twice forward,
-recomputation is not counted.
+FLOPs are those of matrix products and attention, by the formula of `brainfm_lib/compute.py`: backward counts twice
+forward, recomputation is not counted.
 """
 
 import argparse
@@ -25,13 +24,14 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from brainfm_lib.compute import step_flops
 from brainfm_lib.data.augment import zscore
 from brainfm_lib.device import best_device, faster_precision
 from brainfm_lib.losses.spectral import SpectralConfig
 from brainfm_lib.losses.vcr import VcrConfig
-from brainfm_lib.masking import MaskConfig
+from brainfm_lib.masking import MaskConfig, visible_count
 from brainfm_lib.models import Jepa, JepaConfig, MaeConfig, VisionTransformerConfig
-from brainfm_lib.objectives import build_model, compute_loss, objective_config
+from brainfm_lib.objectives import ObjectiveConfig, build_model, compute_loss, objective_config
 from brainfm_lib.optimiser import OptimiserConfig, make_optimiser
 from brainfm_lib.tokens import patch_grid, patchify
 
@@ -61,15 +61,11 @@ GPU_SIZES = [
     Size("ViT-B, 144³, patch 8", 144, 8, BASE, (384, 8, 6)),
 ]
 
-# --- ours -------------------------------------------------------------------------------------------------------------
 
-
-def our_step(
-    arm: str, size: Size, device: torch.device, precision: str, *, budget: float = 1.0, fast: bool = False
-) -> Callable[[Tensor], None]:
-    """One step of an arm as the trainer takes it, but for reading volumes and augmentation; input in [0, 1]."""
+def arm_config(arm: str, size: Size) -> ObjectiveConfig:
+    """The objective of an arm at a size."""
     dim, depth, heads = size.decoder
-    config = objective_config(
+    return objective_config(
         arm,
         encoder=size.encoder,
         mae=MaeConfig(dim, depth, heads),
@@ -77,6 +73,16 @@ def our_step(
         spectral=SpectralConfig(ramp_start=0.0, ramp_end=0.0),
         vcr=VcrConfig(),
     )
+
+
+# --- ours -------------------------------------------------------------------------------------------------------------
+
+
+def our_step(
+    arm: str, size: Size, device: torch.device, precision: str, *, budget: float = 1.0, fast: bool = False
+) -> Callable[[Tensor], None]:
+    """One step of an arm as the trainer takes it, but for reading volumes and augmentation; input in [0, 1]."""
+    config = arm_config(arm, size)
     torch.manual_seed(0)
     model = build_model(config).to(device)
     if fast:
@@ -208,23 +214,6 @@ def state_bytes(step: Callable[[Tensor], None]) -> int:
     return sum(t.nbytes for t in tensors)
 
 
-def block_flops(tokens: int, width: int, mlp: float = 4.0) -> float:
-    return 2 * tokens * (4 + 2 * mlp) * width**2 + 4 * tokens**2 * width
-
-
-def step_flops(arm: str, size: Size) -> float:
-    """Matrix products and attention of a step on one volume, forward and backward; the formula stands at the top."""
-    encoder, (dim, depth, _) = size.encoder, size.decoder
-    n = (size.edge // encoder.patch_size) ** 3
-    seen, patch = round((1 - size.ratio) * n), encoder.patch_size**3
-    student = encoder.depth * block_flops(seen, encoder.embed_dim) + 2 * seen * patch * encoder.embed_dim
-    filler = depth * block_flops(n, dim) + 2 * seen * encoder.embed_dim * dim
-    if arm in ("mae", "sl-mae"):
-        return 3 * (student + filler + 2 * (n - seen) * dim * patch)
-    target = encoder.depth * block_flops(n, encoder.embed_dim) + 2 * n * patch * encoder.embed_dim
-    return 3 * (student + filler + 2 * (n - seen) * dim * encoder.embed_dim) + target
-
-
 def large_product(device: torch.device, precision: str) -> tuple[Callable[[Tensor], None], float]:
     """A large square matrix product, to take turns with the steps, and its FLOPs."""
     edge = 8192 if device.type == "cuda" else 2048
@@ -290,11 +279,11 @@ def extras(size: Size, device: torch.device, precision: str, rounds: int) -> Non
     print("| arm | median, ms | against | time ÷ that | share of the matrix rate |\n|---|---:|---|---:|---:|")
     for name in steps:
         base = {"sl-mae": "mae", "vcr-jepa": "jepa"}.get(name, name.partition(",")[0])
-        share = (
-            ""
-            if "," in name
-            else f"{step_flops(name, size) * size.batch / statistics.median(times[name]) / ceiling:.0%}"
-        )
+        share = ""
+        if "," not in name:
+            tokens = (size.edge // size.encoder.patch_size) ** 3
+            work = step_flops(arm_config(name, size), tokens, visible_count(tokens, size.ratio)) * size.batch
+            share = f"{work / statistics.median(times[name]) / ceiling:.0%}"
         relative = "" if base == name else ratio_text(times[name], times[base])
         print(f"| {name} | {1e3 * statistics.median(times[name]):,.0f} | {base} | {relative} | {share} |", flush=True)
 

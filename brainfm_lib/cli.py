@@ -135,7 +135,7 @@ def pretrain(
 
 @app.command()
 def probe(
-    protocol: Annotated[str, typer.Option(help="linear, knn, fewshot or finetune.")] = "linear",
+    protocol: Annotated[str, typer.Option(help="linear, attentive, knn, fewshot, splits or finetune.")] = "linear",
     profile: ProfileOption = "quick",
     objective: ObjectiveOption = "all",
     manifest: ManifestOption = None,
@@ -153,6 +153,22 @@ def probe(
     if study.stamp:
         print(f"warning: {study.stamp}.", flush=True)
     for line in judge(study, protocol, task, csv):
+        print(line, flush=True)
+
+
+@app.command()
+def tune(
+    profile: ProfileOption = "quick",
+    objective: ObjectiveOption = "all",
+    manifest: ManifestOption = None,
+    seed: SeedOption = 0,
+    cpu: CpuOption = False,
+) -> None:
+    """Pretrain every arm with every rate of the profile's `trial_lrs`, and say which is best on validation subjects."""
+    from brainfm_lib.matching import tune as try_rates
+    from brainfm_lib.study import Study
+
+    for line in try_rates(Study(profile, manifest, seed, objective, cpu=cpu)):
         print(line, flush=True)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +9,8 @@ import numpy as np
 import pandas as pd
 
 from brainfm_lib import stats
+from brainfm_lib.errors import InputError
+from brainfm_lib.probes.resplits import TEST
 from brainfm_lib.verdict import CNN, CONTROL, KINDS, METRIC, NUISANCE, RAW_VOXELS, SHUFFLED
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ PREDICTORS = ("position_mean", "interpolation")
 REGULARISED = {"sl-mae": "mae", "vcr-jepa": "jepa"}
 CONTROLS = (SHUFFLED, NUISANCE, RAW_VOXELS, CONTROL)
 CUTOFF = "spectral loss from here"
+SEEDS = 5  # pretraining seeds that are looked for, from 0
 HALF = 0.5  # coherence; and chance, as an AUROC
 
 
@@ -174,13 +176,13 @@ def paired_differences(study: Study) -> pd.DataFrame:
     the probes and fine-tunings that the study has used so far.
 
     Returns:
-        As `Study.results`, with baseline, p, p_holm (Holm over the rows that share protocol and baseline) and
-        detectable (see `stats.detectable_difference`); the estimate is arm minus baseline.
+        As `Study.results`, with baseline, p, p_delong, p_holm (Holm over the rows that share protocol and baseline, of
+        p) and detectable (see `stats.detectable_difference`); the estimate is arm minus baseline.
     """
     rows = []
     for request, run in study.used.items():
         kind, *words = request.split(":")
-        if kind not in KINDS or words[0] in (*CONTROLS, CNN):
+        if kind not in KINDS or "@" in request or words[0] in (*CONTROLS, CNN):
             continue
         arm, task = words
         for baseline in (CONTROL, RAW_VOXELS, REGULARISED.get(arm)):
@@ -188,8 +190,10 @@ def paired_differences(study: Study) -> pd.DataFrame:
             if other is not None:
                 found = compare(run, other, draws=study.profile.evaluation.bootstrap_draws)
                 names = {"arm": arm, "baseline": baseline, "task": task, "protocol": KINDS[kind], "run": run.id}
-                rows.append({**names, "metric": METRIC, "seed": study.seed, **vars(found)})
+                tested = {**vars(found), "p_delong": delong_p(run, other)}
+                rows.append({**names, "metric": METRIC, "seed": study.seed, **tested})
     columns = ["arm", "baseline", "task", "protocol", "run", "metric", "seed", "estimate", "low", "high", "p"]
+    columns.append("p_delong")
     table = pd.DataFrame(rows, columns=columns)
     family = table.groupby(["protocol", "baseline"])["p"]
     p = family.transform(stats.holm) if rows else pd.Series(dtype=float)
@@ -218,6 +222,73 @@ def present(study: Study, kind: str, table: str) -> dict[str, dict[str, pd.DataF
     return found
 
 
+def repeated(study: Study) -> pd.DataFrame:
+    """AUROC of each arm on random splits under several pretraining seeds, as far as somebody has made those runs.
+
+    Returns:
+        arm, task, seed, split, auroc, sampling (variance over resampled test subjects); see `probes.resplits`.
+    """
+    rows = []
+    for task in study.tasks:
+        for arm in compared(study):
+            for seed in range(SEEDS):
+                change = "" if seed == study.seed else f"@seed={seed}"
+                try:
+                    run = study.optional(f"resplit:{arm}:{task}{change}")
+                except InputError:  # such a task is not split anew
+                    break
+                if run is not None:
+                    rows.append(run.table("splits").assign(arm=arm, task=task, seed=seed))
+    columns = ["arm", "task", "seed", "split", "auroc", "sampling"]
+    return pd.concat(rows, ignore_index=True)[columns] if rows else pd.DataFrame(columns=columns)
+
+
+def variance_table(repeats: pd.DataFrame) -> pd.DataFrame:
+    """How much of an arm's AUROC is the luck of a seed, of a split, and of who is tested.
+
+    Args:
+        repeats: From `repeated`; of each arm and task, the splits that all its seeds share.
+
+    Returns:
+        arm, task, seeds, splits, auroc (mean) and the standard deviations seed, split, rest and subjects (see
+        `stats.variance_shares`); seed is NaN where there is one seed.
+    """
+    rows = []
+    for (arm, task), table in repeats.groupby(["arm", "task"], sort=False):
+        seeds, splits = table["seed"].nunique(), table["split"].nunique()
+        found = {"seed": np.nan, "split": table["auroc"].std(), "subjects": np.sqrt(table["sampling"].mean())}
+        if seeds > 1:
+            shares = stats.variance_shares(table, "auroc", ["seed", "split"], "sampling").set_index("component")
+            found = np.sqrt(shares["variance"]).to_dict()
+        rows.append(
+            {"arm": arm, "task": task, "seeds": seeds, "splits": splits, "auroc": table["auroc"].mean(), **found}
+        )
+    names = ["arm", "task", "seeds", "splits", "auroc", "seed", "split", "rest", "subjects"]
+    return pd.DataFrame(rows, columns=names)
+
+
+def over_splits(study: Study, repeats: pd.DataFrame) -> pd.DataFrame:
+    """Differences between arms over random splits, by Nadeau and Bengio's test; the mean over seeds on each split.
+
+    Returns:
+        Columns and rows as those of `paired_differences`, with protocol "splits".
+    """
+    means = repeats.groupby(["task", "arm", "split"])["auroc"].mean()
+    rows = []
+    for task, arm in means.index.droplevel("split").unique():
+        for baseline in () if arm in CONTROLS else (CONTROL, RAW_VOXELS, REGULARISED.get(arm)):
+            if (task, baseline) in means.index.droplevel("split"):
+                paired = (means[task, arm] - means[task, baseline]).dropna()
+                found = stats.nadeau_bengio(paired, TEST)
+                names = {"arm": arm, "baseline": baseline, "task": task, "protocol": "splits"}
+                rows.append({**names, **vars(found)})
+    table = pd.DataFrame(rows, columns=["arm", "baseline", "task", "protocol", "estimate", "low", "high", "p"])
+    family = table.groupby("baseline")["p"]
+    p = family.transform(stats.holm) if rows else pd.Series(dtype=float)
+    tests = family.transform("count").clip(lower=1) if rows else 1
+    return table.assign(p_holm=p, detectable=stats.detectable_difference(table["low"], table["high"], tests))
+
+
 def against(differences: pd.DataFrame, protocol: str, baseline: str) -> pd.DataFrame:
     """Rows of `paired_differences` of one protocol and baseline."""
     return differences[(differences["protocol"] == protocol) & (differences["baseline"] == baseline)]
@@ -226,11 +297,32 @@ def against(differences: pd.DataFrame, protocol: str, baseline: str) -> pd.DataF
 def compare(run: Run, other: Run, *, draws: int = 2000) -> stats.Comparison:
     """AUROC of `run` minus that of `other`: two probes, or two fine-tunings, of one task.
 
-    Under cross-validation p is NaN: the folds' models share subjects, and with the few subjects that are
-    cross-validated a bootstrap over fixed scores finds differences where there are none.
+    On one test set, the paired bootstrap over subjects. Under cross-validation the folds' models share subjects, and a
+    bootstrap over fixed scores finds differences where there are none: there p and interval are Nadeau and Bengio's.
     """
+    labels, of_a, of_b, subjects, folds = _paired(run, other)
+    if folds is None:
+        return stats.paired_auroc_difference(labels, of_a, of_b, subjects, draws=draws)
+    each = [
+        stats.auroc(*stats.aggregate_by_subject(labels[at], a[at], subjects[at])[:2])
+        for at in (folds == fold for fold in np.unique(folds))
+        for a in (of_a, of_b)
+    ]
+    return stats.nadeau_bengio(np.array(each[::2]) - np.array(each[1::2]), 1 / len(np.unique(folds)))
+
+
+def delong_p(run: Run, other: Run) -> float:
+    """DeLong's p of the same difference; NaN where that test does not apply (folds, three classes, two labels)."""
+    labels, of_a, of_b, subjects, folds = _paired(run, other)
+    try:
+        return stats.delong(labels, of_a, of_b, subjects).p if folds is None else float("nan")
+    except InputError:
+        return float("nan")
+
+
+def _paired(run: Run, other: Run) -> tuple[Any, ...]:
+    """Labels, scores of both, subjects, and folds or None, of the same scans in the same order."""
     a, b = (r.table("predictions").set_index("scan_uid").sort_index() for r in (run, other))
-    of_a, of_b = (p.loc[a.index, [c for c in p.columns if c.startswith("score")]].to_numpy() for p in (a, b))
-    folds = a.get("fold")
-    found = stats.paired_auroc_difference(a["label"], of_a, of_b, a["subject_id"], folds=folds, draws=draws)
-    return found if folds is None else dataclasses.replace(found, p=float("nan"))
+    scores = (p.loc[a.index, [c for c in p.columns if c.startswith("score")]].to_numpy() for p in (a, b))
+    folds = a["fold"].to_numpy() if "fold" in a else None
+    return a["label"].to_numpy(), *scores, a["subject_id"].to_numpy(), folds

@@ -22,6 +22,7 @@ from brainfm_lib.models import JepaConfig, MaeConfig, VisionTransformerConfig
 from brainfm_lib.objectives import ARMS, objective_config
 from brainfm_lib.optimiser import OptimiserConfig
 from brainfm_lib.pretrain import PretrainConfig
+from brainfm_lib.probes.attentive import AttentiveConfig
 
 PROFILES = Path(__file__).parent / "profiles"
 
@@ -73,7 +74,8 @@ class EvaluationConfig:
 class Profile:
     """An experiment: sizes, schedules and weights shared by all arms.
 
-    `finetune` is the recipe for every arm, `cnn` that of the supervised network beside them.
+    `finetune` is the recipe for every arm, `cnn` that of the supervised network beside them (its epochs are the most:
+    it gets as many as match the arms' FLOPs), `attentive` that of the attentive probe.
     What arms may have of their own: a learning rate (`arm_lr`), for a sweep of it, or a whole optimiser and schedule
     (`arm_optimiser`), which `replica` needs and a fair comparison does not have.
     """
@@ -89,9 +91,11 @@ class Profile:
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
     finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
-    cnn: FinetuneConfig = field(default_factory=lambda: FinetuneConfig(epochs=24, lr=2e-3))
+    attentive: AttentiveConfig = field(default_factory=AttentiveConfig)
+    cnn: FinetuneConfig = field(default_factory=lambda: FinetuneConfig(epochs=100, lr=2e-3))
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     arm_lr: Mapping[str, float] = field(default_factory=dict)
+    trial_lrs: tuple[float, ...] = (5e-4, 1e-3, 2e-3)
     arm_optimiser: Mapping[str, OptimiserConfig] = field(default_factory=dict)
 
     def pretraining(self, arm: str, seed: int) -> PretrainConfig:

@@ -79,8 +79,7 @@ def extract(
     """
     device = torch.device(device)
     encoder = encoder.to(device).eval()
-    depth = encoder.config.depth
-    blocks = sorted(set(blocks or (max(depth // 2, 1), depth)))
+    blocks = sorted(set(blocks or read_blocks(encoder)))
     collected: dict[str, list[Tensor]] = {}
     for batch in batches(volumes, batch_size, device):
         grid = patch_grid(batch.shape, encoder.config.patch_size)
@@ -90,6 +89,53 @@ def extract(
             for pooling in poolings:
                 collected.setdefault(f"{pooling}@{block}", []).append(pool(tokens, grid, pooling).cpu())
     return {name: torch.cat(parts).numpy() for name, parts in collected.items()}
+
+
+@torch.inference_mode()
+def extract_tokens(
+    encoder: VisionTransformer3d,
+    volumes: VolumeReader,
+    rows: np.ndarray,
+    folder: Path,
+    *,
+    batch_size: int = 32,
+    device: torch.device | str = "cpu",
+) -> dict[str, np.ndarray]:
+    """All tokens of the middle and the last block, for what is trained on them: memory-mapped files in `folder`.
+
+    Args:
+        encoder: Frozen.
+        volumes: Prepared volumes.
+        rows: (n,) of the volumes wanted.
+        folder: Where ``<block>.npy`` go.
+        batch_size: Volumes a pass.
+        device: Where to compute.
+
+    Returns:
+        ``{"<block>": (n, N, E) float16}``.
+    """
+    device = torch.device(device)
+    encoder = encoder.to(device).eval()
+    found: dict[str, np.ndarray] = {}
+    for start in range(0, len(rows), batch_size):
+        chosen = rows[start : start + batch_size].tolist()
+        batch = zscore(torch.from_numpy(np.ascontiguousarray(volumes.read(chosen))).unsqueeze(1))
+        with autocast(device):
+            outputs = encoder.block_outputs(batch.to(device), read_blocks(encoder))
+        for block, tokens in outputs.items():
+            shape = (len(rows), *tokens.shape[1:])
+            if str(block) not in found:
+                found[str(block)] = np.lib.format.open_memmap(
+                    folder / f"{block}.npy", mode="w+", dtype=np.float16, shape=shape
+                )
+            found[str(block)][start : start + len(tokens)] = tokens.half().cpu().numpy()
+    return found
+
+
+def read_blocks(encoder: VisionTransformer3d) -> list[int]:
+    """Blocks that every protocol may read from, 1-based: the middle and the last one."""
+    depth = encoder.config.depth
+    return sorted({max(depth // 2, 1), depth})
 
 
 def raw_voxels(volumes: VolumeReader, *, batch_size: int = 64) -> dict[str, np.ndarray]:

@@ -12,7 +12,14 @@ from brainfm_lib.runs import Run, get_run
 from brainfm_lib.study import Study
 from brainfm_lib.verdict import CNN, METRIC
 
-KINDS = {"linear": "probe", "knn": "knn", "fewshot": "fewshot", "finetune": "finetune"}
+KINDS = {
+    "linear": "probe",
+    "attentive": "attentive",
+    "knn": "knn",
+    "fewshot": "fewshot",
+    "splits": "resplit",
+    "finetune": "finetune",
+}
 
 
 def judge(study: Study, protocol: str, tasks: Sequence[str] | None = None, csv: Path | None = None) -> Iterator[str]:
@@ -34,7 +41,7 @@ def judge(study: Study, protocol: str, tasks: Sequence[str] | None = None, csv: 
     study.refuse_leaks(tasks)
     kind, found = KINDS[protocol], []
     for task in tasks or study.tasks:
-        for arm in (CNN, *encoders(study)) if protocol == "finetune" else compared(study):
+        for arm in asked_of(study, protocol):
             try:
                 run = study.run(f"{kind}:{arm}:{task}")
             except InputError as error:
@@ -42,7 +49,12 @@ def judge(study: Study, protocol: str, tasks: Sequence[str] | None = None, csv: 
                     raise
                 yield f"{task:<16} left out: {error}"
                 break
-            if kind == "fewshot":
+            if kind == "resplit":
+                splits = run.table("splits").assign(arm=arm, task=task, seed=study.seed, protocol=protocol, run=run.id)
+                found.append(splits)
+                mean, spread = splits["auroc"].mean(), splits["auroc"].std()
+                yield f"{task:<16} {arm:<14} AUROC {mean:.3f} over {len(splits)} splits, sd {spread:.3f}  {run.id}"
+            elif kind == "fewshot":
                 draws = run.table("draws").assign(arm=arm, task=task, seed=study.seed, protocol=protocol, run=run.id)
                 found.append(draws)
                 said = ", ".join(f"{n}: {group.mean():.3f}" for n, group in draws.groupby("shots")["auroc"])
@@ -50,10 +62,17 @@ def judge(study: Study, protocol: str, tasks: Sequence[str] | None = None, csv: 
             else:
                 yield f"{task:<16} {arm:<14} {_area(run)}  {run.id}"
     if csv is not None:
-        table = pd.concat(found, ignore_index=True) if kind == "fewshot" and found else study.results()
+        table = pd.concat(found, ignore_index=True) if found else study.results()
         with write_atomic(csv) as temporary:
             table.to_csv(temporary, index=False)
         yield f"table: {csv}"
+
+
+def asked_of(study: Study, protocol: str) -> tuple[str, ...]:
+    """Rows that a protocol can be asked of: weights, whatever gives features, or controls as well."""
+    if protocol == "finetune":
+        return (CNN, *encoders(study))
+    return encoders(study) if protocol == "attentive" else compared(study)
 
 
 def compare_runs(names: Sequence[str]) -> Iterator[str]:

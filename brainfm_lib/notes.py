@@ -10,6 +10,8 @@ from IPython.display import Markdown
 
 from brainfm_lib.comparison import PREDICTORS, REGULARISED
 from brainfm_lib.figures.style import title
+from brainfm_lib.matching import unmatched
+from brainfm_lib.tables import DECIDED
 from brainfm_lib.verdict import NUISANCE, SHUFFLED, TRANSDUCTIVE, rule, verdicts
 
 if TYPE_CHECKING:
@@ -164,6 +166,50 @@ def collapse_note(measures: Mapping[str, pd.DataFrame]) -> Markdown:
     return Markdown(
         f"{text} (A collapse is a RankMe below {100 * COLLAPSED:.0f} % of the width or below 2, or a share below "
         f"{100 * SHARE:.0f} %.)"
+    )
+
+
+def matched_note(study: Study) -> Markdown:
+    """Whether the arms differ in anything but their objective and a tuned learning rate."""
+    differing = unmatched(study)
+    if differing:
+        return Markdown(f"**The arms are not matched**: they differ in {_list([f'`{n}`' for n in differing])}.")
+    return Markdown(
+        "Of all settings (data and their order, seed, masks, augmentation, steps, batch, optimiser and schedule, "
+        "encoder) the arms differ in their objective and the learning rate alone. FLOPs differ because a JEPA's target "
+        "sees whole volumes."
+    )
+
+
+def trials_note(trials: pd.DataFrame) -> Markdown:
+    """How the learning rates were chosen, and whether each arm has the best of those tried."""
+    if trials.empty:
+        return Markdown(
+            "Learning rates were not tried here: `brainfm tune` pretrains every arm with the profile's `trial_lrs` and "
+            "judges each on validation subjects."
+        )
+    best = trials.sort_values("validation").groupby("arm").tail(1)
+    worse = [title(arm) for arm in trials["arm"].unique() if not best[best["arm"] == arm]["chosen"].any()]
+    counts = trials.groupby("arm")["lr"].count()
+    same = "the same number" if counts.nunique() == 1 else "**not the same number**"
+    said = "each arm has the best of them" if not worse else f"**{_list(worse)} could have a better one**"
+    return Markdown(
+        f"Each rate is judged by the linear probe's AUROC over validation subjects, averaged over tasks; of {same} of "
+        f"rates tried for each arm, {said}. No test subject is looked at."
+    )
+
+
+def delong_note(differences: pd.DataFrame) -> Markdown:
+    """Whether DeLong's test says what the bootstrap says."""
+    both = differences.dropna(subset=["p", "p_delong"])
+    if both.empty:
+        return Markdown("DeLong's test applies to none of these comparisons (it needs one test set and two classes).")
+    other = ((both["p"] < DECIDED) != (both["p_delong"] < DECIDED)).sum()
+    apart = (both["p"] - both["p_delong"]).abs().max()
+    return Markdown(
+        f"DeLong's test of the same differences (where there is one test set and two classes: {len(both)} of "
+        f"{len(differences)}) is at most {apart:.3f} away in p and decides {other} of them otherwise (unadjusted, "
+        f"{DECIDED})."
     )
 
 

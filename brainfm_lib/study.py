@@ -4,9 +4,11 @@ A request is ``kind:arm`` or ``kind:arm:what``, for instance ``pretrain:mae`` or
 into a configuration, from which the run's identity follows without making anything, and makes the run when asked to.
 """
 
+import copy
 import dataclasses
 import json
 from collections.abc import Callable, Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +78,7 @@ class Study(StudyEvaluation):
         self._asked: list[str] = []
         self.arms: tuple[str, ...] = tuple(ARMS) if objective == "all" else (objective,)
         self._configs: dict[str, RunConfig] = {}
+        self._variants: dict[tuple[str, str], Study] = {}
 
     # --- requests -----------------------------------------------------------------------------------------------------
 
@@ -107,7 +110,7 @@ class Study(StudyEvaluation):
         if kind == "cohort":
             return self._cohort_id(rest)
         if kind == "optional":
-            made = find(self.config(rest))
+            made = find(self._config_of(rest))
             return made.id if made is not None else "absent"
         if kind == "study":
             manifest, evaluation = self.manifest, dataclasses.asdict(self.profile.evaluation)
@@ -139,15 +142,51 @@ class Study(StudyEvaluation):
         return found
 
     def optional(self, request: str) -> Run | None:
-        """The run of `request` if it is there; a page that asked is out of date once it is, or no longer is."""
-        found = find(self.config(request))
+        """The run of `request` if it is there; a page that asked is out of date once it is, or no longer is.
+
+        ``<request>@seed=1`` or ``<request>@lr=0.001`` asks for the run as another seed, or another learning rate of
+        its arm, would make it.
+        """
+        found = find(self._config_of(request))
         self._asked.append(request)
         if found is not None:
             self.used[request] = found
         return found
 
+    def _config_of(self, request: str) -> RunConfig:
+        plain, _, change = request.partition("@")
+        return (self.variant(plain, change) if change else self).config(plain)
+
+    def variant(self, request: str, change: str) -> "Study":
+        """This study under another seed, or with another learning rate of the request's arm.
+
+        Args:
+            request: Whose arm it is.
+            change: ``seed=1`` or ``lr=0.001``.
+
+        Raises:
+            InputError: `change` is neither.
+        """
+        name, _, value = change.partition("=")
+        arm = request.split(":")[1] if name == "lr" else ""
+        if (arm, change) in self._variants:
+            return self._variants[arm, change]
+        other = copy.copy(self)  # cohorts, splits and what leaks depend on neither
+        other._configs, other._variants, other.used, other._asked = {}, {}, {}, []
+        try:
+            if name == "seed":
+                other.seed = int(value)
+            elif name == "lr":
+                other.profile = dataclasses.replace(self.profile, arm_lr={**self.profile.arm_lr, arm: float(value)})
+            else:
+                raise ValueError
+        except ValueError as error:
+            raise InputError(f"{change!r} changes nothing that there is: write seed=1 or lr=0.001.") from error
+        return self._variants.setdefault((arm, change), other)
+
     # --- kinds of run: a configuration, and how it is made -----------------------------------------------------------
 
+    @cached_property
     def _pretraining_data(self) -> dict[str, str]:
         return {
             part: stable_hash(
@@ -170,7 +209,7 @@ class Study(StudyEvaluation):
         if config.objective.vcr is None or config.objective.vcr.gathered:
             del settings["optimiser"]["accumulate"]  # a batch's parts, like processes, then decide memory alone
         code = ("brainfm_lib.pretrain", *self._pretraining_code())
-        return RunConfig("pretrain", settings, self._pretraining_data(), code=code)
+        return RunConfig("pretrain", settings, self._pretraining_data, code=code)
 
     def _pretrain_make(self, arm: str, **making: Any) -> Callable[[Path], Any]:
         from brainfm_lib.pretrain import initial_model, make_pretrain
@@ -216,7 +255,7 @@ class Study(StudyEvaluation):
         }
         inputs = {"encoder": self.config(f"pretrain:{arm}")}
         return RunConfig(
-            "reconstruction", settings, self._pretraining_data(), inputs, ("brainfm_lib.analysis.reconstruction",)
+            "reconstruction", settings, self._pretraining_data, inputs, ("brainfm_lib.analysis.reconstruction",)
         )
 
     def _reconstruction_make(self, arm: str) -> Callable[[Path], Any]:
@@ -241,7 +280,7 @@ class Study(StudyEvaluation):
     def _latents_config(self, arm: str) -> RunConfig:
         settings = {"volumes": self.profile.evaluation.latent_volumes}
         inputs = {"encoder": self.config(f"pretrain:{arm}")}
-        return RunConfig("latents", settings, self._pretraining_data(), inputs, ("brainfm_lib.analysis.latents",))
+        return RunConfig("latents", settings, self._pretraining_data, inputs, ("brainfm_lib.analysis.latents",))
 
     def _latents_make(self, arm: str) -> Callable[[Path], Any]:
         from brainfm_lib.analysis.latents import make_latents

@@ -9,12 +9,12 @@ from typing import Any
 
 import pandas as pd
 
+from brainfm_lib.compute import finetuning_flops, matched_epochs, pretraining_cost
 from brainfm_lib.data.manifest import EncoderSettings
 from brainfm_lib.data.phantom import PhantomSpec
 from brainfm_lib.data.phantom.cohort import determinants
 from brainfm_lib.errors import InputError
 from brainfm_lib.external import make_function_features, make_import, weights_digest
-from brainfm_lib.finetune import FinetuneConfig
 from brainfm_lib.identity import stable_hash
 from brainfm_lib.leaks import encoder_leaks, task_leaks
 from brainfm_lib.objectives import ARMS
@@ -27,8 +27,9 @@ CODE = {
     "probe": "brainfm_lib.probes.linear",
     "knn": "brainfm_lib.probes.neighbours",
     "fewshot": "brainfm_lib.probes.fewshot",
+    "resplit": "brainfm_lib.probes.resplits",
 }
-JUDGED = (*CODE, "finetune")  # kinds of run that say what an arm reaches on a task
+JUDGED = (*CODE, "attentive", "finetune")  # kinds of run that say what an arm reaches on a task
 RESULT_NAMES = ("cohort", "task", "arm", "seed", "protocol", "run", "leak")
 
 
@@ -227,29 +228,89 @@ class StudyEvaluation(StudyData, ABC):
         evaluation = self.profile.evaluation
         return make_few_shot(*self._read_features(arm, task), shots=evaluation.shots, seed=self.seed)
 
-    def _recipe(self, arm: str) -> FinetuneConfig:
-        return self.profile.cnn if arm == CNN else self.profile.finetune
+    def _resplit_config(self, arm: str, task: str) -> RunConfig:
+        settings = self.manifest.task(task)
+        if "fold" in self.task_table(task) or settings.splits is not None or settings.grouped_by == "site":
+            raise InputError(f"Task {task!r} is cross-validated, or split officially or by site: it is not split anew.")
+        if settings.cohort in self.pretraining_cohorts:
+            raise InputError(
+                f"Encoders were pretrained on training subjects of {task!r}: another split would test them on those."
+            )
+        return self._on_features("resplit", arm, task)
+
+    def _resplit_make(self, arm: str, task: str) -> Callable[[Path], Any]:
+        from brainfm_lib.probes.resplits import make_resplit
+
+        return make_resplit(*self._read_features(arm, task))
+
+    def _attentive_config(self, arm: str, task: str) -> RunConfig:
+        cohort = self.cohort(self.manifest.tasks[task].cohort)
+        settings = self._task_settings(task) | {
+            "attentive": dataclasses.asdict(self.profile.attentive),
+            "geometry": dataclasses.asdict(self.profile.geometry),
+        }
+        inputs = {"encoder": self.config(f"pretrain:{arm}")}
+        code = ("brainfm_lib.probes.attentive", *cohort.code)
+        return RunConfig("attentive", settings, {"scans": cohort.digest}, inputs, code)
+
+    def _attentive_make(self, arm: str, task: str) -> Callable[[Path], Any]:
+        from brainfm_lib.probes.attentive import make_attentive
+
+        cohort = self.manifest.tasks[task].cohort
+        return make_attentive(
+            self.run(f"pretrain:{arm}").path / "encoder",
+            lambda: self.volumes(cohort),
+            self._public_table(task),
+            self.profile.attentive,
+            self._task_settings(task),
+            batch_size=self.profile.evaluation.batch_size,
+            cpu=self.cpu,
+        )
 
     def _finetune_config(self, arm: str, task: str) -> RunConfig:
         cohort = self.cohort(self.manifest.tasks[task].cohort if task in self.tasks else task)
+        recipe = self.profile.cnn if arm == CNN else self.profile.finetune
         settings = self._task_settings(task) | {
-            "finetune": dataclasses.asdict(self._recipe(arm)),
+            "finetune": dataclasses.asdict(recipe),
             "geometry": dataclasses.asdict(self.profile.geometry),
         }
+        if arm == CNN:
+            settings["flops"] = self._matched_flops(task)
         inputs = {} if arm == CNN else {"encoder": self.config(f"pretrain:{arm}")}
         code = ("brainfm_lib.finetune", *cohort.code)
         return RunConfig("finetune", settings, {"scans": cohort.digest}, inputs, code)
 
+    def _training_scans(self, task: str) -> int:
+        """Scans that a fine-tuning trains on; under cross-validation, those of all folds but two."""
+        table = self.task_table(task)
+        if "split" in table:
+            return int((table["split"] == "train").sum())
+        folds = table["fold"].nunique()
+        return round(len(table) * max(folds - 2, 1) / folds)
+
+    def _matched_flops(self, task: str) -> float:
+        """What the dearest arm spends on pretraining and fine-tuning, whichever arms this study compares."""
+        profile = self.profile
+        spent = max(pretraining_cost(profile.pretraining(arm, self.seed)).flops for arm in ARMS)
+        passes = self._training_scans(task) * profile.finetune.epochs
+        return spent + finetuning_flops(profile.encoder, profile.geometry.grid, passes)
+
     def _finetune_make(self, arm: str, task: str) -> Callable[[Path], Any]:
         from brainfm_lib.finetune import make_finetune
 
-        encoder = None if arm == CNN else self.run(f"pretrain:{arm}").path / "encoder"
+        encoder, recipe = None, self.profile.finetune
+        if arm == CNN:
+            scans, flops = self._training_scans(task), self._matched_flops(task)
+            epochs = matched_epochs(self.profile.geometry.grid, scans, flops, self.profile.cnn.epochs)
+            recipe = dataclasses.replace(self.profile.cnn, epochs=epochs)
+        else:
+            encoder = self.run(f"pretrain:{arm}").path / "encoder"
         cohort = self.manifest.tasks[task].cohort
         return make_finetune(
             encoder,
             lambda: self.volumes(cohort),
             self._public_table(task),
-            self._recipe(arm),
+            recipe,
             self._task_settings(task),
             cpu=self.cpu,
         )
@@ -259,7 +320,7 @@ class StudyEvaluation(StudyData, ABC):
         rows = []
         for request, run in self.used.items():
             kind, *words = request.split(":")
-            if kind not in KINDS:
+            if kind not in KINDS or "@" in request:
                 continue
             arm, task = words
             cohort = self.cohort(self.manifest.tasks[task].cohort)

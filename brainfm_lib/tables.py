@@ -247,6 +247,51 @@ def metrics_table(results: pd.DataFrame, task: str) -> pd.DataFrame:
     return pd.DataFrame([{"arm": arm, **cells} for arm, cells in rows.items()])
 
 
+def matched_table(matched: pd.DataFrame) -> pd.DataFrame:
+    """What each arm's pretraining takes, and how many learning rates were tried for it.
+
+    Args:
+        matched: From `brainfm_lib.matching.matched_table`.
+    """
+    rows = [
+        {
+            "arm": title(r["arm"]),
+            "volumes": f"{r['volumes']:,}",
+            "tokens seen": f"{r['tokens_seen']:,}",
+            "TFLOP": f"{r['flops'] / 1e12:,.2f}",
+            "learning rate": f"{r['lr']:g}",
+            "rates on file": str(r["trials"]),
+        }
+        for _, r in matched.iterrows()
+    ]
+    return pd.DataFrame(rows)
+
+
+def trial_table(trials: pd.DataFrame) -> pd.DataFrame:
+    """Arms down, learning rates across: validation AUROC, the chosen one in bold.
+
+    Args:
+        trials: From `brainfm_lib.matching.trial_table`.
+    """
+    rows: dict[str, dict[str, str]] = {}
+    for _, r in trials.iterrows():
+        said = f"{r['validation']:.3f}"
+        rows.setdefault(title(r["arm"]), {})[f"{r['lr']:g}"] = f"<b>{said}</b>" if r["chosen"] else said
+    return pd.DataFrame([{"arm": arm, **cells} for arm, cells in rows.items()]).fillna("–")
+
+
+def variance_table(spread: pd.DataFrame, titles: Mapping[str, str]) -> pd.DataFrame:
+    """How far an AUROC moves with the seed, the split and the subjects tested: standard deviations.
+
+    Args:
+        spread: From `brainfm_lib.comparison.variance_table`.
+        titles: Task -> its name.
+    """
+    names = {"seed": "sd, seed", "split": "sd, split", "rest": "sd, rest", "subjects": "sd, subjects tested"}
+    table = spread.assign(task=spread["task"].map(lambda task: titles.get(task, task)), arm=spread["arm"].map(title))
+    return table[["task", "arm", "seeds", "splits", "auroc", *names]].rename(columns={"auroc": "AUROC", **names})
+
+
 def rank_table(measures: Mapping[str, pd.DataFrame], *, level: str | None = None) -> pd.DataFrame:
     """Rank measures of every encoder at every level, one row each.
 

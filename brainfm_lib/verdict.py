@@ -8,9 +8,10 @@ CONTROL = "random-init"
 # Controls that are no encoder: voxels, what is known without a look at the brain, and labels dealt out anew.
 RAW_VOXELS, NUISANCE, SHUFFLED = "raw-voxels", "nuisance", "label-shuffle"
 CNN = "cnn"  # the supervised network, trained from scratch on the labels alone
-KINDS = {"probe": "linear", "knn": "kNN", "finetune": "fine-tune"}  # kind of run -> its protocol
+KINDS = {"probe": "linear", "attentive": "attentive", "knn": "kNN", "finetune": "fine-tune"}  # run -> its protocol
 PROTOCOLS = {
     "linear": "a linear probe on frozen features",
+    "attentive": "an attentive probe on frozen tokens",
     "kNN": "nearest neighbours on frozen features",
     "fine-tune": "short fine-tuning",
 }

@@ -5,10 +5,12 @@ import pandas as pd
 import pytest
 import torch
 
-from brainfm_lib.finetune import Classifier, FinetuneConfig, _parameter_groups, finetune, make_finetune
+from brainfm_lib.finetune import Classifier, FinetuneConfig, _level, finetune, make_finetune
 from brainfm_lib.models import VisionTransformer3d, VisionTransformerConfig
 from brainfm_lib.models.attentive import AttentivePool
-from brainfm_lib.probes import evaluate
+from brainfm_lib.probes import evaluate, linear_probe
+from brainfm_lib.probes.attentive import AttentiveConfig, attentive_probe, make_attentive
+from brainfm_lib.probes.training import _parameter_groups
 
 SHORT = FinetuneConfig(epochs=6, batch_size=16, lr=2e-3)
 
@@ -79,7 +81,7 @@ def test_folds(encoder, folds):
 def test_learning_rates_fall_towards_the_input(encoder):
     config = FinetuneConfig(lr=1.0, layer_decay=0.5)
     model = Classifier(encoder, 2, "mean")
-    groups = _parameter_groups(model, config)
+    groups = _parameter_groups(model, config, lambda name: 0.5 ** (3 - _level(name, 2)))
     rate = {id(p): g["lr"] for g in groups for p in g["params"]}
     assert len(rate) == len(list(model.parameters()))
     assert rate[id(model.head.weight)] == rate[id(encoder.norm.weight)] == 1
@@ -89,17 +91,18 @@ def test_learning_rates_fall_towards_the_input(encoder):
     assert all(g["weight_decay"] == 0 for g in groups if g["params"][0].ndim == 1)
 
 
+class Reader:
+    def __init__(self, volumes):
+        self.volumes = volumes
+
+    def __len__(self):
+        return len(self.volumes)
+
+    def read(self, rows):
+        return self.volumes[rows].astype(np.float32)
+
+
 def test_a_run_reads_the_rows_of_its_task(encoder, tmp_path):
-    class Reader:
-        def __init__(self, volumes):
-            self.volumes = volumes
-
-        def __len__(self):
-            return len(self.volumes)
-
-        def read(self, rows):
-            return self.volumes[rows].astype(np.float32)
-
     volumes, table = task(60)
     encoder.save_pretrained(tmp_path / "encoder")
     config, settings = FinetuneConfig(epochs=1), {"draws": 50, "permutations": 50, "seed": 0}
@@ -118,3 +121,58 @@ def test_attentive_pool_is_a_mean_of_values_weighted_by_attention():
     torch.testing.assert_close(pool(tokens), expected)
     with pytest.raises(ValueError, match="multiple"):
         AttentivePool(8, heads=3)
+
+
+def needle(n=300, seed=0):
+    """Tokens (n, 12, 8): one of twelve, at a random place, is marked and carries the label; the mean hardly does."""
+    rng = np.random.default_rng(seed)
+    labels = np.arange(n) // 2 % 2
+    tokens = rng.standard_normal((n, 12, 8))
+    where = rng.integers(0, 12, n)
+    tokens[np.arange(n), :, 1] *= 3
+    tokens[np.arange(n), where, 0] = 8
+    tokens[np.arange(n), where, 1] = 2.0 * labels - 1
+    table = pd.DataFrame(
+        {
+            "scan_uid": [f"scan-{i}" for i in range(n)],
+            "subject_id": [f"sub-{i}" for i in range(n)],
+            "label": labels,
+            "split": np.select([np.arange(n) % 10 < 6, np.arange(n) % 10 < 8], ["train", "val"], "test"),
+        }
+    )
+    return tokens.astype(np.float16), table
+
+
+def test_a_query_finds_the_token_that_a_mean_drowns():
+    tokens, table = needle()
+    blind = np.random.default_rng(1).standard_normal(tokens.shape).astype(np.float16)
+    config = AttentiveConfig(epochs=80, batch_size=32, lr=1e-2)
+    found = attentive_probe({"1": blind, "2": tokens}, table, config, heads=2)
+    assert found.chosen["pooling"].iloc[0] == "attentive@2"
+    assert evaluate(found, draws=100)["estimate"][0] > 0.95
+    mean = linear_probe({"mean": tokens.mean(1)}, table)
+    assert evaluate(mean, draws=100)["estimate"][0] < 0.75
+    other = table.assign(label=np.where(table["split"] == "test", 1 - table["label"], table["label"]))
+    again = attentive_probe({"1": blind, "2": tokens}, other, config, heads=2)
+    np.testing.assert_array_equal(found.predictions["score_1"], again.predictions["score_1"])
+
+
+def test_an_attentive_run_chooses_in_every_fold_and_leaves_no_tokens(encoder, tmp_path):
+    volumes, table = task(36)
+    encoder.save_pretrained(tmp_path / "encoder")
+    table = table.drop(columns="split").assign(fold=np.arange(36) // 2 % 3, row=np.arange(36)[::-1].copy())
+    settings = {"draws": 50, "permutations": 50, "seed": 0}
+    folder = tmp_path / "run"
+    folder.mkdir()
+    config = AttentiveConfig(epochs=8, batch_size=12, lr=1e-2)
+    reader = Reader(volumes[::-1])
+    make_attentive(tmp_path / "encoder", lambda: reader, table, config, settings, batch_size=8, cpu=True)(folder)
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "chosen.parquet",
+        "predictions.parquet",
+        "results.parquet",
+    ]
+    held = pd.read_parquet(folder / "predictions.parquet")
+    assert held["scan_uid"].is_unique and len(held) == 36
+    assert pd.read_parquet(folder / "chosen.parquet")["pooling"].str.fullmatch("attentive@[12]").sum() == 3
+    assert pd.read_parquet(folder / "results.parquet")["estimate"][0] > 0.8

@@ -2,7 +2,7 @@ import time
 
 import numpy as np
 import pytest
-from scipy.stats import norm
+from scipy.stats import norm, t
 from sklearn.metrics import roc_auc_score
 
 from brainfm_lib.errors import InputError
@@ -12,6 +12,7 @@ from brainfm_lib.stats import (
     auroc_interval,
     cv_auroc_interval,
     holm,
+    newcombe,
     paired_auroc_difference,
     paired_mean_interval,
     permutation_p,
@@ -48,6 +49,10 @@ def test_the_unit_is_subject_and_label():
     assert scores.tolist() == [9, 7, 2, 5]
 
 
+def stretched(freedom):
+    return t.ppf(0.975, freedom) / norm.ppf(0.975)
+
+
 def test_interval_equals_a_brute_force_subject_bootstrap():
     labels, scores, subjects = study(80, 1)
     mean_labels, mean_scores, _ = aggregate_by_subject(labels, scores, subjects)
@@ -57,7 +62,8 @@ def test_interval_equals_a_brute_force_subject_bootstrap():
         values.append(roc_auc_score(mean_labels[rows], mean_scores[rows]))
     found = auroc_interval(labels, scores, subjects, draws=20_000)
     assert found.estimate == pytest.approx(roc_auc_score(mean_labels, mean_scores))
-    np.testing.assert_allclose([found.low, found.high], np.quantile(values, [0.025, 0.975]), atol=0.01)
+    expected = found.estimate + stretched(39) * (np.quantile(values, [0.025, 0.975]) - found.estimate)
+    np.testing.assert_allclose([found.low, found.high], expected, atol=0.01)
 
 
 def test_interval_of_three_classes_equals_brute_force():
@@ -71,7 +77,8 @@ def test_interval_of_three_classes_equals_brute_force():
         rows = np.concatenate([rng.choice(np.flatnonzero(labels == c), 29) for c in range(3)])
         values.append(roc_auc_score(labels[rows], weight[rows], multi_class="ovr"))
     found = auroc_interval(labels, weight, np.arange(90))
-    np.testing.assert_allclose([found.low, found.high], np.quantile(values, [0.025, 0.975]), atol=0.012)
+    expected = found.estimate + stretched(29) * (np.quantile(values, [0.025, 0.975]) - found.estimate)
+    np.testing.assert_allclose([found.low, found.high], expected, atol=0.012)
 
 
 def test_repeating_every_scan_changes_nothing():
@@ -223,3 +230,33 @@ def test_refits_stop_early_where_nothing_is_there():
     labels, subjects = np.arange(40) % 2, np.arange(40)
     p = permutation_p_refit(score, labels, subjects, draws=2000)
     assert len(calls) < 400 and p == pytest.approx(10 / (len(calls) - 1))
+
+
+def test_newcombes_interval_solves_its_equation_and_does_not_collapse():
+    z = norm.ppf(0.975)
+    for area, m, n in ((0.8, 12, 30), (0.5, 4, 4), (0.97, 50, 9)):
+        for end in newcombe(area, m, n):
+            q1, q2 = end / (2 - end), 2 * end**2 / (1 + end)  # Hanley and McNeil, both sides weighted alike
+            half = (m + n) / 2 - 1
+            variance = (end * (1 - end) + half * (q1 - end**2) + half * (q2 - end**2)) / (m * n)
+            assert (area - end) ** 2 == pytest.approx(z**2 * variance)
+        np.testing.assert_allclose(newcombe(1 - area, m, n), 1 - np.array(newcombe(area, m, n))[::-1])
+    low, high = newcombe(1.0, 5, 5)
+    assert 0.4 < low < 0.8 and high == 1
+    apart = auroc_interval([0, 0, 0, 1, 1, 1], [1, 2, 3, 4, 5, 6.0], np.arange(6))
+    assert apart.estimate == apart.high == 1 and apart.low < 0.8
+
+
+@pytest.mark.parametrize("cases", [2, 4, 8, 12])
+def test_few_cases_make_intervals_wide_enough_and_tests_shy(cases):
+    """A plain percentile bootstrap covers 67 and 85 % with 2 and 4 cases, and finds differences that are not there."""
+    covered, found = [], []
+    for seed in range(300):
+        rng = np.random.default_rng(seed)
+        labels = np.r_[np.ones(cases, int), np.zeros(60, int)]
+        common = rng.standard_normal(cases + 60) + labels
+        a, b = (common + 0.7 * rng.standard_normal(cases + 60) for _ in range(2))
+        interval = auroc_interval(labels, a, np.arange(cases + 60), draws=300, seed=seed)
+        covered.append(interval.low <= norm.cdf(1 / np.sqrt(2 * 1.49)) <= interval.high)
+        found.append(paired_auroc_difference(labels, a, b, np.arange(cases + 60), draws=300, seed=seed).p < 0.05)
+    assert np.mean(covered) > 0.90 and np.mean(found) < 0.07

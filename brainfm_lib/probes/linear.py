@@ -21,8 +21,8 @@ from brainfm_lib.probes.results import (
 from brainfm_lib.probes.selection import select_and_score
 from brainfm_lib.stats import permutation_p_refit
 
-PENALTIES = tuple(float(c) for c in np.logspace(-5, 2, 8))  # C of the L2 penalty, on standardised features
-FEW = 64  # coordinates up to which Newton steps are the faster way to the same weights
+PENALTIES = tuple(float(c) for c in np.logspace(-5, 1, 7))  # C of the L2 penalty, on standardised features
+FEW = 1100  # weights up to which Newton steps are the faster and more exact way to the optimum
 UNCHOSEN_C = 1e-2  # where two folds leave nothing to choose on
 
 
@@ -111,7 +111,8 @@ def _fit(
     for pooling, array in features.items():
         key = (pooling, train.tobytes())
         rotated = cache[key] if key in cache else cache.setdefault(key, _principal_coordinates(array, train))
-        solver = "newton-cholesky" if rotated.shape[1] <= FEW else "lbfgs"
+        weights = rotated.shape[1] * (labels.max() + 1 if labels.max() > 1 else 1)
+        solver = "newton-cholesky" if weights <= FEW else "lbfgs"
         model = LogisticRegression(solver=solver, max_iter=20_000, warm_start=True)
         for c in penalties:  # from the strongest on, each starts from the one before: a fraction of the steps
             model.set_params(C=c).fit(rotated[train], labels[train])

@@ -16,7 +16,7 @@ from brainfm_lib.stats.intervals import (
 from brainfm_lib.stats.metrics import METRICS, efficiency, metric_intervals
 from brainfm_lib.stats.permutation import holm, label_dealer, permutation_p, permutation_p_refit
 from brainfm_lib.stats.repeats import detectable_difference, nadeau_bengio, variance_shares
-from brainfm_lib.stats.units import Comparison, Interval, aggregate_by_subject
+from brainfm_lib.stats.units import Comparison, Interval, aggregate_by_subject, newcombe
 
 __all__ = [
     "METRICS",
@@ -33,6 +33,7 @@ __all__ = [
     "label_dealer",
     "metric_intervals",
     "nadeau_bengio",
+    "newcombe",
     "paired_auroc_difference",
     "paired_mean_interval",
     "permutation_p",

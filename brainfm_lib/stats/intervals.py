@@ -13,7 +13,9 @@ from brainfm_lib.stats.units import (
     fold_mean_auroc,
     make_units,
     resample,
+    stretch,
     unit_weights,
+    widening,
 )
 
 
@@ -45,7 +47,9 @@ def auroc_interval(
 
     Subjects are drawn within groups that carry the same set of labels (stratified by class), so that no
     resample lacks a class. m - 1 of m subjects are drawn with replacement, which makes the variance unbiased
-    in small groups too (Rao and Wu, 1988, JASA 83:231). Perfect separation gives a degenerate [1, 1].
+    in small groups too (Rao and Wu, 1988, JASA 83:231), and deviations are stretched as `units.widening` says. Where a
+    class has fewer than 6 subjects, or all resamples agree (as for classes that are perfectly apart), the interval also
+    covers Newcombe's, see `units.newcombe`.
 
     Args:
         labels: (n,) classes 0…C-1 of the scans.
@@ -102,13 +106,15 @@ def paired_auroc_difference(
 ) -> Comparison:
     """AUROC of `scores_a` minus that of `scores_b` on the same scans, under the same resampled subjects.
 
-    The p-value inverts the percentile interval: twice the smaller share of resamples on one side of zero.
+    The p-value inverts the percentile interval: twice the smaller share of resamples on one side of zero, after
+    deviations are stretched where a class has few subjects (`units.widening`).
     Arguments and errors are those of `auroc_interval` and `cv_auroc_interval`.
     """
     a = make_units(labels, scores_a, subjects, folds, minimum=2)
     b = make_units(labels, scores_b, subjects, folds, minimum=2)
     chunks = [fold_mean_auroc(a, w) - fold_mean_auroc(b, w) for w in unit_weights(a, draws, seed)]
-    return comparison(fold_mean_auroc(a) - fold_mean_auroc(b), np.concatenate(chunks), level)
+    estimate = fold_mean_auroc(a) - fold_mean_auroc(b)
+    return comparison(estimate, np.concatenate(chunks), level, widening(a, level))
 
 
 def paired_mean_interval(
@@ -133,4 +139,4 @@ def paired_mean_interval(
         bad = names[~np.isfinite(mean)][0]
         raise InputError(f"Subject {bad} has a paired difference that is not finite: drop or mend its scans.")
     weights = resample(np.zeros(mean.size, int), draws, np.random.default_rng(seed))
-    return comparison(float(mean.mean()), weights @ mean / weights.sum(1), level)
+    return comparison(float(mean.mean()), weights @ mean / weights.sum(1), level, stretch(mean.size - 1, level))

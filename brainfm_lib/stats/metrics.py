@@ -7,10 +7,11 @@ import pandas as pd
 from numpy.typing import ArrayLike
 from scipy.special import ndtri
 
-from brainfm_lib.stats.units import Array, Units, fold_mean_auroc, make_units, unit_weights
+from brainfm_lib.stats.units import Array, Units, fold_mean_auroc, make_units, unit_weights, widening
 
 METRICS = ("auroc", "auprc", "balanced_accuracy", "brier", "calibration_slope")
 STEPS = 10  # of Newton's method for the calibration slope
+BOUNDS = {"brier": 2.0}  # of metrics that lie within [0, 1], unless said here
 STEEPEST = 100.0  # a slope beyond it says only that the classes are apart
 
 
@@ -25,6 +26,8 @@ def metric_intervals(
     seed: int = 0,
 ) -> pd.DataFrame:
     """All of `METRICS` over (subject, label) units, each with its percentile interval over the same resampled subjects.
+
+    Deviations are stretched where a class has few subjects, see `units.widening`.
 
     - ``auroc``: see `auroc`.
     - ``auprc``: average precision (area under the precision-recall curve as a step function); chance is the prevalence.
@@ -59,12 +62,15 @@ def metric_intervals(
     for weights in unit_weights(units, draws, seed):
         for name in METRICS:
             drawn[name].append(_over_folds(units, weights, name))
-    rows = []
+    rows, factor = [], widening(units, level)
     for name in METRICS:
         values = np.concatenate(drawn[name])
         usable = values[np.isfinite(values)]
         known = np.isfinite(point[name]) and len(usable) > draws / 2
         low, high = np.quantile(usable, [(1 - level) / 2, (1 + level) / 2]) if known else (np.nan, np.nan)
+        low, high = point[name] + factor * (np.array([low, high]) - point[name])
+        if name != "calibration_slope":
+            low, high = np.clip([low, high], 0, BOUNDS.get(name, 1.0))
         rows.append({"metric": name, "estimate": float(point[name]), "low": float(low), "high": float(high)})
     return pd.DataFrame(rows)
 

@@ -6,10 +6,13 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.optimize import brentq
+from scipy.stats import norm, t
 
 from brainfm_lib.errors import InputError
 
 Array = NDArray[Any]
+FEW = 6  # subjects of a class below which an AUROC's interval also covers what the closed form says
 
 
 @dataclass(frozen=True)
@@ -166,15 +169,67 @@ def unit_weights(units: Units, draws: int, seed: int) -> Iterator[Array]:
         yield resample(strata, min(block, draws - start), rng)[:, units.subjects]
 
 
+def widening(units: Units, level: float) -> float:
+    """By how much resampled deviations must be stretched where a class has few subjects: quantile of t over normal.
+
+    A percentile bootstrap takes the variance among m subjects for known; with m - 1 degrees of freedom it is not. The
+    class with the fewest decides, each fold costing one.
+    """
+    folds = np.unique(units.folds)
+    classes = np.unique(units.labels)
+    freedom = min(sum(int(((units.folds == f) & (units.labels == c)).sum()) - 1 for f in folds) for c in classes)
+    return stretch(freedom, level)
+
+
+def stretch(freedom: int, level: float) -> float:
+    """Quantile of t with these degrees of freedom over that of the normal."""
+    return float(t.isf((1 - level) / 2, max(freedom, 1)) / norm.isf((1 - level) / 2))
+
+
 def bootstrap_interval(units: Units, level: float, draws: int, seed: int) -> Interval:
-    """Fold-averaged AUROC with its percentile interval."""
+    """Fold-averaged AUROC with its percentile interval, see `auroc_interval`."""
     values = np.concatenate([fold_mean_auroc(units, w) for w in unit_weights(units, draws, seed)])
-    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(fold_mean_auroc(units), float(low), float(high))
+    estimate = fold_mean_auroc(units)
+    ends = estimate + widening(units, level) * (np.quantile(values, [(1 - level) / 2, (1 + level) / 2]) - estimate)
+    if np.ptp(values) == 0 or np.unique(units.labels, return_counts=True)[1].min() < FEW:
+        closed = _closed_form(units, level)
+        ends = min(ends[0], closed[0]), max(ends[1], closed[1])
+    return Interval(estimate, *(float(end) for end in np.clip(ends, 0, 1)))
 
 
-def comparison(estimate: float, values: Array, level: float) -> Comparison:
-    """A difference with the percentile interval of its resampled values (R,), and the p that inverts it."""
+def _closed_form(units: Units, level: float) -> Array:
+    """Newcombe's interval (2,) of the AUROC, one-vs-rest averaged over classes."""
+    ends = []
+    for label, column in units.columns:
+        one = Units((units.labels == label).astype(int), units.scores[:, [column]], units.subjects, units.folds)
+        positives = int(one.labels.sum())
+        ends.append(newcombe(fold_mean_auroc(one), positives, len(one.labels) - positives, level=level))
+    return np.mean(ends, axis=0)
+
+
+def newcombe(auroc: float, positives: int, negatives: int, *, level: float = 0.95) -> tuple[float, float]:
+    """Interval of an AUROC from its value and the numbers of subjects alone.
+
+    Method 5 of Newcombe (2006, Statistics in Medicine 25:559): those values from which the observed one is within z
+    standard errors, as the exponential model of Hanley and McNeil gives them at that value. It does not collapse where
+    classes are perfectly apart.
+    """
+    z = norm.isf((1 - level) / 2)
+    half = (positives + negatives) / 2 - 1
+
+    def beyond(theta: float) -> float:
+        spread = 1 + half * ((1 - theta) / (2 - theta) + theta / (1 + theta))
+        return (auroc - theta) ** 2 - z**2 * theta * (1 - theta) * spread / (positives * negatives)
+
+    edge = 1e-9  # 0 and 1 themselves solve the equation where they are observed
+    low = brentq(beyond, 0, min(auroc, 1 - edge)) if auroc > 0 else 0.0
+    high = brentq(beyond, max(auroc, edge), 1) if auroc < 1 else 1.0
+    return float(low), float(high)
+
+
+def comparison(estimate: float, values: Array, level: float, factor: float) -> Comparison:
+    """A difference with the percentile interval of its resampled values (R,), stretched, and the p that inverts it."""
+    values = estimate + factor * (values - estimate)
     low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
     tail = 1 + min((values <= 0).sum(), (values >= 0).sum())
     return Comparison(estimate, float(low), float(high), float(min(1.0, 2 * tail / (values.size + 1))))

@@ -1,0 +1,152 @@
+"""What arms share and what they cost, counted from sizes; rates and repeats as rows of tables."""
+
+import dataclasses
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from brainfm_lib import comparison, compute, matching, notes
+from brainfm_lib.errors import InputError
+from brainfm_lib.judging import judge
+from brainfm_lib.models import VisionTransformer3d
+from brainfm_lib.models.baselines import small_resnet
+from brainfm_lib.objectives import ARMS, build_model, compute_loss
+from brainfm_lib.optimiser import OptimiserConfig
+from brainfm_lib.study import Study
+from brainfm_lib.tokens import patch_grid
+
+
+def counted(call):
+    """FLOPs that torch counts; its attention on the CPU is not among them."""
+    counter = FlopCounterMode(display=False)
+    with counter:
+        call()
+    return counter.get_total_flops()
+
+
+def test_an_encoders_flops_are_those_that_run():
+    config = Study("tiny", progress=False).profile.encoder
+    encoder = VisionTransformer3d(config)
+    with torch.no_grad():
+        found = counted(lambda: encoder(torch.zeros(1, 1, 32, 48, 32)))
+    tokens = 4 * 6 * 4
+    attention = config.depth * 4 * tokens**2 * config.embed_dim
+    assert compute.encoder_flops(config, tokens) == found + attention
+
+
+@pytest.mark.parametrize("arm", ["mae", "jepa"])
+def test_a_steps_flops_are_about_those_that_run(arm):
+    """Attention aside, and the embedding's gradient to voxels, which nobody needs and the formula counts."""
+    study = Study("tiny", progress=False)
+    config = study.profile.pretraining(arm, 0)
+    objective, grid = config.objective, patch_grid(config.geometry.grid, config.objective.encoder.patch_size)
+    tokens, model = int(np.prod(grid)), build_model(objective)
+    mask = config.mask.draw(2, grid, torch.Generator().manual_seed(0), torch.device("cpu"))
+    volumes = torch.randn(2, 1, *config.geometry.grid)
+
+    def step():
+        compute_loss(model, objective, volumes, mask, spectral_weight=0.0)[0].backward()
+
+    seen = mask.visible.shape[1]
+    expected = 2 * compute.step_flops(objective, tokens, seen)
+    assert 0.75 * expected < counted(step) < expected
+    cost = compute.pretraining_cost(config)
+    assert cost.tokens_seen == cost.volumes * seen and cost.flops == cost.volumes * expected / 2
+
+
+def test_a_cnn_gets_the_epochs_that_its_flops_pay():
+    grid = (32, 32, 32)
+    model = small_resnet(2).eval()
+    with torch.no_grad():
+        one = counted(lambda: model(torch.zeros(1, 1, *grid)))
+    assert compute.cnn_flops(grid, 5) == 15 * one
+    assert compute.matched_epochs(grid, 10, 7 * 30.0 * one, 100) == 7
+    assert compute.matched_epochs(grid, 10, 1.0, 100) == 1 and compute.matched_epochs(grid, 10, 1e18, 50) == 50
+
+
+def test_shipped_arms_are_matched_and_the_authors_are_not():
+    for name in ("tiny", "quick", "reference", "paper"):
+        assert matching.unmatched(Study(name, progress=False)) == []
+    unmatched = matching.unmatched(Study("replica", progress=False))
+    assert "optimiser.steps" in unmatched and "not matched**" in notes.matched_note(Study("replica")).data
+    table = matching.matched_table(Study("tiny", progress=False))
+    assert list(table["arm"]) == list(ARMS) and table["tokens_seen"].nunique() == 1
+    flops = table.set_index("arm")["flops"]
+    assert flops["mae"] == flops["sl-mae"] and flops["jepa"] == flops["vcr-jepa"]
+
+
+@pytest.fixture
+def study():
+    small = {"subjects.downstream": 60, "optimiser.steps": 2, "trial_lrs": [5e-4, 1e-3]}
+    return Study("tiny", objective="mae", overrides=small, progress=False)
+
+
+def test_rates_are_tried_on_validation_subjects_and_the_table_says_which_is_best(study):
+    study.tasks = ("ad", "autism")
+    assert matching.trial_table(study).empty and "not tried" in notes.trials_note(matching.trial_table(study)).data
+    *lines, settings = matching.tune(study)
+    assert len(lines) == 2 and settings.startswith("arm_lr: {mae: ")
+    table = matching.trial_table(study)
+    assert list(table["lr"]) == [5e-4, 1e-3] and list(table["chosen"]) == [False, True]
+    runs = [study.run(f"probe:mae:{task}") for task in study.tasks]
+    values = [float(run.table("chosen")["validation_auroc"].iloc[0]) for run in runs]
+    assert table["validation"].iloc[1] == pytest.approx(np.mean(values))
+    best = float(settings.split(": ")[2].rstrip("}"))
+    assert table.set_index("lr")["validation"].idxmax() == best
+    assert ("best of them" in notes.trials_note(table).data) == (best == 1e-3)
+    assert study.results()["arm"].eq("mae").all()  # other rates are no rows of the comparison
+
+
+def test_seeds_and_splits_are_read_when_present(study):
+    study.tasks = ("ad",)
+    assert comparison.repeated(study).empty and comparison.variance_table(comparison.repeated(study)).empty
+    lines = list(judge(study, "splits"))
+    assert len(lines) == len(comparison.compared(study)) and "over 10 splits" in lines[0]
+    other = study.variant("pretrain:mae", "seed=1")
+    for arm in ("mae", "random-init"):
+        other.run(f"resplit:{arm}:ad")
+    repeats = comparison.repeated(study)
+    counts = repeats.groupby("arm")["seed"].nunique()
+    assert counts["mae"] == 2 and counts["raw-voxels"] == 1
+    spread = comparison.variance_table(repeats).set_index("arm")
+    assert spread.loc["mae", ["seed", "split", "rest", "subjects"]].notna().all()
+    assert np.isnan(spread.loc["raw-voxels", "seed"]) and (spread["subjects"] > 0).all()
+    differences = comparison.over_splits(study, repeats)
+    assert set(differences["baseline"]) == {"random-init", "raw-voxels"} and differences["p_holm"].between(0, 1).all()
+    assert study.identify("optional:resplit:mae:ad@seed=1") == other.run("resplit:mae:ad").id
+    assert study.identify("optional:resplit:mae:ad@seed=4") == "absent"
+    with pytest.raises(InputError, match="changes nothing"):
+        study.optional("probe:mae:ad@width=3")
+
+
+def test_tasks_that_cannot_be_split_anew_say_why(tmp_path):
+    study = Study("tiny", overrides={"evaluation.cross_validate_below": 1000}, progress=False)
+    with pytest.raises(InputError, match="cross-validated"):
+        study.identify("resplit:mae:ad")
+    assert comparison.repeated(study).empty
+
+
+def test_a_cross_validated_difference_has_nadeau_and_bengios_p_and_one_test_set_delongs(study):
+    few = {"evaluation.cross_validate_below": 1000, "evaluation.refits": 3, "subjects.downstream": 40}
+    one = Study("tiny", objective="mae", overrides={**few, "optimiser.steps": 2}, progress=False)
+    for owner, expected in ((one, False), (study, True)):
+        owner.tasks = ("ad",)
+        for arm in ("random-init", "raw-voxels"):
+            owner.run(f"probe:{arm}:ad")
+        owner.run("probe:mae:ad")
+        table = comparison.paired_differences(owner)
+        assert table["p"].between(0, 1).all() and table["p_delong"].notna().all() == expected
+    assert "applies to none" in notes.delong_note(comparison.paired_differences(one)).data
+    assert "decides" in notes.delong_note(comparison.paired_differences(study)).data
+
+
+def test_a_variant_shares_cohorts_and_nothing_else(study):
+    variant = study.variant("pretrain:mae", "seed=3")
+    assert variant.config("pretrain:mae").settings["seed"] == 3 and study.config("pretrain:mae").settings["seed"] == 0
+    assert variant.cohort("phantom-dementia") is study.cohort("phantom-dementia") and variant.used == {}
+    rate = study.variant("probe:mae:ad", "lr=0.25").profile.pretraining("mae", 0).optimiser
+    assert rate == dataclasses.replace(study.profile.pretraining("mae", 0).optimiser, lr=0.25)
+    assert isinstance(rate, OptimiserConfig) and isinstance(study.results(), pd.DataFrame)
