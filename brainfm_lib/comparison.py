@@ -201,6 +201,29 @@ def paired_differences(study: Study) -> pd.DataFrame:
     return table.assign(p_holm=p, detectable=stats.detectable_difference(table["low"], table["high"], tests))
 
 
+def picked(study: Study, kind: str = "probe") -> pd.DataFrame:
+    """The encoder that validation subjects would have picked for each task, and what it reaches on test subjects.
+
+    The choice never sees a test subject, so its AUROC is that of a user who chose the same way. Under cross-validation
+    validation scores come from the same subjects as test scores, and nothing is picked.
+
+    Returns:
+        task, arm, validation, estimate, low, high.
+    """
+    rows = []
+    for task in study.tasks:
+        reached = {}
+        for arm in represented(study):
+            run = study.used.get(f"{kind}:{arm}:{task}")
+            if run is not None and "fold" not in run.table("chosen"):
+                reached[arm] = float(run.table("chosen")["validation_auroc"].iloc[0])
+        if reached:
+            arm = max(reached, key=lambda name: reached[name])
+            row = study.used[f"{kind}:{arm}:{task}"].table("results").set_index("metric").loc[METRIC]
+            rows.append({"task": task, "arm": arm, "validation": reached[arm], **row[["estimate", "low", "high"]]})
+    return pd.DataFrame(rows, columns=["task", "arm", "validation", "estimate", "low", "high"])
+
+
 def held_out(study: Study, kind: str, arms: Sequence[str]) -> dict[str, dict[str, pd.DataFrame]]:
     """Task of two classes -> arm -> its held-out scans, among the runs of one kind that the study has used so far."""
     found: dict[str, dict[str, pd.DataFrame]] = {}

@@ -67,8 +67,13 @@ def _check_unchanged(closure: Mapping[str, Path]) -> None:
 
 def module_file(module: str) -> Path | None:
     """Source file of a module of this package, or None where there is no such module."""
+    return _located(module, PACKAGE_DIR)
+
+
+@cache
+def _located(module: str, package: Path) -> Path | None:
     parts = module.split(".")
-    base = PACKAGE_DIR.joinpath(*parts[1:])
+    base = package.joinpath(*parts[1:])
     for candidate in (base / "__init__.py", base.with_suffix(".py")):
         if parts[0] == PACKAGE and candidate.is_file():
             return candidate

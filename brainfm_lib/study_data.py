@@ -34,6 +34,7 @@ class StudyData:
         self.manifest, self.profile, self.progress, self.allow_leak = manifest, profile, progress, allow_leak
         self._cohorts: dict[str, Cohort] = {}
         self._volumes: dict[str, Volumes] = {}
+        self._tables: dict[str, pd.DataFrame] = {}
         self._data_used: dict[str, str] = {}
 
     def cohort(self, name: str) -> Cohort:
@@ -84,6 +85,11 @@ class StudyData:
 
         Identifiers are those of the data; `public` makes them pseudonyms.
         """
+        if task not in self._tables:
+            self._tables[task] = self._task_table(task)
+        return self._tables[task].copy()
+
+    def _task_table(self, task: str) -> pd.DataFrame:
         if task not in self.tasks:
             raise InputError(f"There is no task {task!r} with its data present: choose among {', '.join(self.tasks)}.")
         cohort = self.cohort(self.manifest.tasks[task].cohort)

@@ -39,7 +39,8 @@ class StudyEvaluation(StudyData, ABC):
     `Study` turns requests into runs; what is made of what stands here.
     """
 
-    _leaks: dict[str, list[str]]
+    _leaks: dict[str, list[str]]  # by task, as are hashes of its labels
+    _labels: dict[str, str]
 
     seed: int
     cpu: bool
@@ -175,8 +176,11 @@ class StudyEvaluation(StudyData, ABC):
     def _task_settings(self, task: str) -> dict[str, Any]:
         table = self.task_table(task)
         division = "split" if "split" in table else "fold"
+        if task not in self._labels:
+            columns = table[["scan_uid", "subject_id", "label", division]]
+            self._labels[task] = stable_hash(columns.astype(str).to_numpy().tolist())
         return {
-            "labels": stable_hash(table[["scan_uid", "subject_id", "label", division]].astype(str).to_numpy().tolist()),
+            "labels": self._labels[task],
             "division": division,
             "draws": self.profile.evaluation.bootstrap_draws,
             "permutations": self.profile.evaluation.permutations,

@@ -241,10 +241,35 @@ def metrics_table(results: pd.DataFrame, task: str) -> pd.DataFrame:
     """
     rows: dict[str, dict[str, str]] = {}
     for _, r in results[results["task"] == task].iterrows():
-        head = str(r["metric"]).replace("_", " ").replace("auroc", "AUROC").replace("auprc", "AUPRC")
+        head = (
+            str(r["metric"])
+            .replace("_", " ")
+            .replace("auroc", "AUROC")
+            .replace("auprc", "AUPRC")
+            .replace("brier", "Brier")
+        )
         cell = f"{r['estimate']:.2f}<br><small>[{r['low']:.2f}, {r['high']:.2f}]</small>"
         rows.setdefault(title(r["arm"]), {})[head] = cell if pd.notna(r["estimate"]) else "–"
     return pd.DataFrame([{"arm": arm, **cells} for arm, cells in rows.items()])
+
+
+def picked_table(picked: pd.DataFrame, titles: Mapping[str, str]) -> pd.DataFrame:
+    """What validation subjects would have picked for each task, and how good it is on test subjects.
+
+    Args:
+        picked: From `brainfm_lib.comparison.picked`.
+        titles: Task -> its name.
+    """
+    rows = [
+        {
+            "task": titles.get(r["task"], r["task"]),
+            "picked on validation": title(r["arm"]),
+            "AUROC, validation": f"{r['validation']:.2f}",
+            "AUROC, test": f"{r['estimate']:.2f} [{r['low']:.2f}, {r['high']:.2f}]",
+        }
+        for _, r in picked.iterrows()
+    ]
+    return pd.DataFrame(rows)
 
 
 def matched_table(matched: pd.DataFrame) -> pd.DataFrame:

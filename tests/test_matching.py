@@ -129,6 +129,10 @@ def test_tasks_that_cannot_be_split_anew_say_why(tmp_path):
     assert comparison.repeated(study).empty
 
 
+def validation(study, arm):
+    return study.run(f"probe:{arm}:ad").table("chosen")["validation_auroc"].iloc[0]
+
+
 def test_a_cross_validated_difference_has_nadeau_and_bengios_p_and_one_test_set_delongs(study):
     few = {"evaluation.cross_validate_below": 1000, "evaluation.refits": 3, "subjects.downstream": 40}
     one = Study("tiny", objective="mae", overrides={**few, "optimiser.steps": 2}, progress=False)
@@ -138,6 +142,11 @@ def test_a_cross_validated_difference_has_nadeau_and_bengios_p_and_one_test_set_
             owner.run(f"probe:{arm}:ad")
         owner.run("probe:mae:ad")
         table = comparison.paired_differences(owner)
+        chosen = comparison.picked(owner)
+        assert len(chosen) == expected  # nothing is picked where validation and test subjects are the same
+        if expected:
+            best = max(("random-init", "mae"), key=lambda arm: validation(owner, arm))
+            assert chosen["arm"].iloc[0] == best and chosen["validation"].iloc[0] == validation(owner, best)
         assert table["p"].between(0, 1).all() and table["p_delong"].notna().all() == expected
     assert "applies to none" in notes.delong_note(comparison.paired_differences(one)).data
     assert "decides" in notes.delong_note(comparison.paired_differences(study)).data
