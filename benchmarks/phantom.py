@@ -1,6 +1,7 @@
 """Whether the phantoms' truth is true, and how fast they are made.
 
     python benchmarks/phantom.py > benchmarks/phantom.md
+    python benchmarks/phantom.py --only-memory --memory 100000 >> benchmarks/phantom.md
 
 The ideal observer by Monte Carlo in latent space, and on subjects as they are described and rendered, with shuffled
 labels and covariates beside it; the dials; folding; speed on this machine (two threads over scans, as the store does);
@@ -27,6 +28,7 @@ from brainfm_lib.data.phantom.rendering import single_threaded
 from brainfm_lib.stats import auroc
 
 DRAWS, SUBJECTS = 40_000, 2000
+MEMORY_COHORT = 1000  # subjects of each cohort in turn
 TASKS = {
     "ad": ("NC", "AD"),
     "mci": ("NC", "MCI"),
@@ -99,7 +101,7 @@ def folding(count: int = 1000) -> None:
 
 
 def speed() -> None:
-    """Volumes per second, and memory after many."""
+    """Volumes per second."""
     print("\n| grid | spacing, mm | volumes/s |\n|---|---:|---:|")
     spec = PhantomSpec(seed=9, subjects=400)
     scans = describe(spec)
@@ -110,12 +112,24 @@ def speed() -> None:
             started = time.perf_counter()
             list(pool.map(lambda i, g=geometry: render(spec, scans[i : i + 4], g), range(0, count, 4)))
             print(f"| {n}³ | {spacing:g} | {count / (time.perf_counter() - started):.1f} |", flush=True)
-    geometry, peaks = Geometry((32, 32, 32), 5.75), []
-    for _ in range(3):
-        for i in range(0, 400, 4):
-            render(spec, scans[i : i + 4], geometry)
-        peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
-    print(f"\nPeak memory after 400, 800 and 1,200 volumes of 32³: {', '.join(f'{p:,.0f}' for p in peaks)} MB.")
+
+
+def memory(count: int) -> None:
+    """Peak memory over many volumes of many subjects, coarse ones so that it can be waited for."""
+    geometry, marks, peaks = Geometry((12, 12, 12), 15.0), np.linspace(0, count, 5)[1:].astype(int), []
+    made, started = 0, time.perf_counter()
+    with single_threaded():
+        while made < count:
+            spec = PhantomSpec(seed=made, subjects=min(MEMORY_COHORT, count - made))
+            scans = describe(spec)
+            for i in range(0, len(scans), 8):
+                render(spec, scans[i : i + 8], geometry)
+            made += len(scans)
+            if made >= marks[len(peaks)]:
+                peaks.append(f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:,.0f} MB after {made:,}")
+    print(
+        f"\nPeak memory over volumes of 12³: {', '.join(peaks)} ({(time.perf_counter() - started) / 60:.0f} minutes)."
+    )
 
 
 def same_bytes() -> None:
@@ -131,7 +145,12 @@ def same_bytes() -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.parse_args()
+    parser.add_argument("--memory", type=int, default=2000, help="volumes over which memory is watched")
+    parser.add_argument("--only-memory", action="store_true")
+    arguments = parser.parse_args()
+    if arguments.only_memory:
+        memory(arguments.memory)
+        return
     print("# Phantoms: truth and speed\n")
     print(f"Made by `benchmarks/phantom.py`, which says how; {platform.machine()}, torch {torch.__version__}.")
     truth()
@@ -139,6 +158,7 @@ def main() -> None:
     folding()
     same_bytes()
     speed()
+    memory(arguments.memory)
 
 
 if __name__ == "__main__":
