@@ -141,7 +141,7 @@ def probe(
     manifest: ManifestOption = None,
     seed: SeedOption = 0,
     task: Annotated[list[str] | None, typer.Option(help="A task; repeat for more. Default: all.")] = None,
-    csv: Annotated[Path | None, typer.Option(help="Write the results as a table, a row a metric.")] = None,
+    table: Annotated[Path | None, typer.Option(help="Write the results as a .csv or .parquet, a row a metric.")] = None,
     cpu: CpuOption = False,
     allow_leak: Annotated[bool, typer.Option("--allow-leak", help="Go on where the audit finds a leak.")] = False,
 ) -> None:
@@ -152,7 +152,7 @@ def probe(
     study = Study(profile, manifest, seed, objective, cpu=cpu, allow_leak=allow_leak)
     if study.stamp:
         print(f"warning: {study.stamp}.", flush=True)
-    for line in judge(study, protocol, task, csv):
+    for line in judge(study, protocol, task, table):
         print(line, flush=True)
 
 

@@ -22,18 +22,20 @@ KINDS = {
 }
 
 
-def judge(study: Study, protocol: str, tasks: Sequence[str] | None = None, csv: Path | None = None) -> Iterator[str]:
+def judge(study: Study, protocol: str, tasks: Sequence[str] | None = None, table: Path | None = None) -> Iterator[str]:
     """Make what is missing and say each result in a line.
 
     Args:
         study: Whose encoders, and on which data.
         protocol: A key of `KINDS`.
         tasks: Default: all of the study's.
-        csv: Where to write the tidy table.
+        table: Where to write the tidy table: a .csv or a .parquet file.
 
     Raises:
-        InputError: No such protocol or task, or the audit found a leak.
+        InputError: No such protocol, task or kind of table, or the audit found a leak.
     """
+    if table is not None and table.suffix not in (".csv", ".parquet"):
+        raise InputError(f"{table} is neither a .csv nor a .parquet file.")
     if protocol not in KINDS:
         raise InputError(f"There is no protocol {protocol!r}: choose among {', '.join(KINDS)}.")
     for task in tasks or ():
@@ -61,11 +63,14 @@ def judge(study: Study, protocol: str, tasks: Sequence[str] | None = None, csv: 
                 yield f"{task:<16} {arm:<14} AUROC by subjects a class {said}  {run.id}"
             else:
                 yield f"{task:<16} {arm:<14} {_area(run)}  {run.id}"
-    if csv is not None:
-        table = pd.concat(found, ignore_index=True) if found else study.results()
-        with write_atomic(csv) as temporary:
-            table.to_csv(temporary, index=False)
-        yield f"table: {csv}"
+    if table is not None:
+        rows = pd.concat(found, ignore_index=True) if found else study.results(folds=True)
+        with write_atomic(table) as temporary:
+            if table.suffix == ".parquet":
+                rows.to_parquet(temporary, index=False)
+            else:
+                rows.to_csv(temporary, index=False)
+        yield f"table: {table}"
 
 
 def asked_of(study: Study, protocol: str) -> tuple[str, ...]:

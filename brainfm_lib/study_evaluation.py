@@ -18,7 +18,7 @@ from brainfm_lib.external import make_function_features, make_import, weights_di
 from brainfm_lib.identity import stable_hash
 from brainfm_lib.leaks import encoder_leaks, task_leaks
 from brainfm_lib.objectives import ARMS
-from brainfm_lib.probes.results import with_shuffled_labels
+from brainfm_lib.probes.results import fold_rows, with_shuffled_labels
 from brainfm_lib.runs import Run, RunConfig
 from brainfm_lib.study_data import StudyData
 from brainfm_lib.verdict import CNN, CONTROL, KINDS, NUISANCE, RAW_VOXELS, SHUFFLED
@@ -319,17 +319,25 @@ class StudyEvaluation(StudyData, ABC):
             cpu=self.cpu,
         )
 
-    def results(self) -> pd.DataFrame:
-        """The probe and fine-tuning runs used so far as one tidy table, a row per arm, task, protocol and metric."""
+    def results(self, *, folds: bool = False) -> pd.DataFrame:
+        """The runs used so far that judge, as one tidy table: a row per arm, seed, task, protocol, metric and fold.
+
+        Args:
+            folds: Whether to add the AUROC within each fold of cross-validated tasks, which has no interval; rows over
+                all held-out subjects have the fold "all".
+        """
         rows = []
         for request, run in self.used.items():
             kind, *words = request.split(":")
             if kind not in KINDS or "@" in request:
                 continue
             arm, task = words
-            cohort = self.cohort(self.manifest.tasks[task].cohort)
-            table = run.table("results").assign(
-                cohort=cohort.digest,
+            table = run.table("results").assign(fold="all")
+            predictions = run.table("predictions") if folds else pd.DataFrame()
+            if "fold" in predictions:
+                table = pd.concat([table, fold_rows(predictions)], ignore_index=True)
+            table = table.assign(
+                cohort=self.cohort(self.manifest.tasks[task].cohort).digest,
                 task=task,
                 arm=arm,
                 seed=self.seed,
@@ -338,5 +346,5 @@ class StudyEvaluation(StudyData, ABC):
                 leak="; ".join(self._found([task], [arm])),
             )
             rows.append(table)
-        columns = ["metric", "estimate", "low", "high", "n_subjects", "p_permutation", *RESULT_NAMES]
+        columns = ["metric", "estimate", "low", "high", "n_subjects", "p_permutation", "fold", *RESULT_NAMES]
         return pd.concat(rows, ignore_index=True) if rows else pd.DataFrame(columns=columns)

@@ -44,11 +44,8 @@ def rule(results: pd.DataFrame, *, metric: str = METRIC) -> str:
     _, paired = _parts(results[results["metric"] == metric])
     if paired.empty:
         return "A comparison is decided where the two 95 % intervals do not overlap."
-    untested = paired["p"].isna() if "p" in paired else pd.Series(False, index=paired.index)
-    if (paired["p_holm"].notna() | untested).all():
-        said = "A comparison is decided where the Holm-adjusted p of the paired difference is below 0.05."
-        few = " Tasks with so few subjects that they are cross-validated decide no comparison between arms."
-        return said + few if untested.any() else said
+    if paired["p_holm"].notna().all():
+        return "A comparison is decided where the Holm-adjusted p of the paired difference is below 0.05."
     return (
         "A comparison is decided where the adjusted p of the paired difference is below 0.05, or, unadjusted, its 95 % "
         "interval excludes zero."
@@ -111,8 +108,6 @@ def _paired_verdict(paired: pd.DataFrame, arm: str, task: str, baseline: str) ->
     row = paired[chosen].iloc[0]
     if pd.notna(row["p_holm"]):
         return (1 if row["estimate"] > 0 else -1) if row["p_holm"] < 0.05 else 0
-    if "p" in row and pd.isna(row["p"]):  # no valid test was made
-        return 0
     return int(row["low"] > 0) - int(row["high"] < 0)
 
 

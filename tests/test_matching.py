@@ -143,6 +143,10 @@ def test_a_cross_validated_difference_has_nadeau_and_bengios_p_and_one_test_set_
         owner.run("probe:mae:ad")
         table = comparison.paired_differences(owner)
         chosen = comparison.picked(owner)
+        rows = owner.results(folds=True)
+        each = rows[(rows["fold"] != "all") & (rows["arm"] == "mae")]["estimate"]
+        whole = rows[(rows["fold"] == "all") & (rows["arm"] == "mae") & (rows["metric"] == "auroc")]["estimate"].iloc[0]
+        assert each.empty if expected else each.mean() == pytest.approx(whole)
         assert len(chosen) == expected  # nothing is picked where validation and test subjects are the same
         if expected:
             best = max(("random-init", "mae"), key=lambda arm: validation(owner, arm))

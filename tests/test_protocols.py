@@ -140,11 +140,17 @@ def test_covariates_alone_tell_a_confounded_label_and_shuffled_labels_tell_nothi
 
 def test_the_command_line_judges_exports_and_compares(confounded, tmp_path):
     csv = tmp_path / "results.csv"
-    lines = list(judge(confounded, "linear", csv=csv))
+    lines = list(judge(confounded, "linear", table=csv))
     assert len(lines) == 5 and "nuisance" in lines[1] and lines[-1] == f"table: {csv}"
     table = pd.read_csv(csv)
     assert set(table["arm"]) == {"label-shuffle", "nuisance", "raw-voxels", "random-init"}
     assert set(table["metric"]) >= {"auroc", "auprc", "brier"} and table["run"].notna().all()
+    last = list(judge(confounded, "linear", table=tmp_path / "results.parquet"))[-1]
+    assert last.endswith("results.parquet")
+    pd.testing.assert_series_equal(pd.read_parquet(tmp_path / "results.parquet")["estimate"], table["estimate"])
+    assert (table["fold"] == "all").all()
+    with pytest.raises(InputError, match="is neither a"):
+        list(judge(confounded, "linear", table=tmp_path / "results.xlsx"))
     runs = [confounded.run(f"probe:{arm}:age").id for arm in ("raw-voxels", "nuisance", "label-shuffle")]
     said = list(compare_runs(runs[:2]))
     assert said[0].startswith(runs[0]) and "difference +" in said[1] and "p = " in said[1]

@@ -136,6 +136,16 @@ def subject_auroc(labels: Array, scores: Array, subjects: Array, rows: Array) ->
     return auroc(mean_labels, mean_scores)
 
 
+def fold_rows(predictions: pd.DataFrame) -> pd.DataFrame:
+    """AUROC over subjects within each fold: metric, estimate, n_subjects, fold (text)."""
+    rows = []
+    for fold, table in predictions.groupby("fold"):
+        labels, scores, names = aggregate_by_subject(table["label"], score_columns(table), table["subject_id"])
+        estimate = auroc(labels, scores)
+        rows.append({"metric": "auroc", "estimate": estimate, "n_subjects": len(set(names)), "fold": str(fold)})
+    return pd.DataFrame(rows)
+
+
 def score_columns(table: pd.DataFrame) -> pd.DataFrame:
     """The columns score_0 … score_{C-1}."""
     return table[[f"score_{k}" for k in range(sum(str(name).startswith("score_") for name in table))]]
