@@ -22,6 +22,7 @@ REGULARISED = {"sl-mae": "mae", "vcr-jepa": "jepa"}
 CONTROLS = (SHUFFLED, NUISANCE, RAW_VOXELS, CONTROL)
 CUTOFF = "spectral loss from here"
 SEEDS = 5  # pretraining seeds that are looked for, from 0
+GRADIENT = ("attentive", "finetune")  # kinds that need a fold of their own to choose the epoch on
 HALF = 0.5  # coherence; and chance, as an AUROC
 
 
@@ -254,13 +255,15 @@ def repeated(study: Study) -> pd.DataFrame:
     rows = []
     for task in study.tasks:
         for arm in compared(study):
+            seen = set()  # what knows no pretraining is the same under every seed
             for seed in range(SEEDS):
                 change = "" if seed == study.seed else f"@seed={seed}"
                 try:
                     run = study.optional(f"resplit:{arm}:{task}{change}")
                 except InputError:  # such a task is not split anew
                     break
-                if run is not None:
+                if run is not None and run.provenance["inputs"]["features"] not in seen:
+                    seen.add(run.provenance["inputs"]["features"])
                     rows.append(run.table("splits").assign(arm=arm, task=task, seed=seed))
     columns = ["arm", "task", "seed", "split", "auroc", "sampling"]
     return pd.concat(rows, ignore_index=True)[columns] if rows else pd.DataFrame(columns=columns)
@@ -274,7 +277,8 @@ def variance_table(repeats: pd.DataFrame) -> pd.DataFrame:
 
     Returns:
         arm, task, seeds, splits, auroc (mean) and the standard deviations seed, split, rest and subjects (see
-        `stats.variance_shares`); seed is NaN where there is one seed.
+        `stats.variance_shares`; each split tests subjects of its own, so that subjects is part of split); seed is NaN
+        where there is one seed.
     """
     rows = []
     for (arm, task), table in repeats.groupby(["arm", "task"], sort=False):
@@ -321,17 +325,23 @@ def compare(run: Run, other: Run, *, draws: int = 2000) -> stats.Comparison:
     """AUROC of `run` minus that of `other`: two probes, or two fine-tunings, of one task.
 
     On one test set, the paired bootstrap over subjects. Under cross-validation the folds' models share subjects, and a
-    bootstrap over fixed scores finds differences where there are none: there p and interval are Nadeau and Bengio's.
+    bootstrap over fixed scores finds differences where there are none; Nadeau and Bengio's test, over folds, does not
+    see that folds of few subjects agree by chance. There the larger p and the wider interval of the two count.
     """
     labels, of_a, of_b, subjects, folds = _paired(run, other)
+    plain = stats.paired_auroc_difference(labels, of_a, of_b, subjects, folds=folds, draws=draws)
     if folds is None:
-        return stats.paired_auroc_difference(labels, of_a, of_b, subjects, draws=draws)
+        return plain
+    count = len(np.unique(folds))
     each = [
         stats.auroc(*stats.aggregate_by_subject(labels[at], a[at], subjects[at])[:2])
         for at in (folds == fold for fold in np.unique(folds))
         for a in (of_a, of_b)
     ]
-    return stats.nadeau_bengio(np.array(each[::2]) - np.array(each[1::2]), 1 / len(np.unique(folds)))
+    trained = count - 2 if run.kind in GRADIENT and count > 2 else count - 1  # folds that a model was fitted on
+    found = stats.nadeau_bengio(np.array(each[::2]) - np.array(each[1::2]), 1 / (1 + trained))
+    low, high = min(plain.low, found.low), max(plain.high, found.high)
+    return stats.Comparison(found.estimate, low, high, max(plain.p, found.p))
 
 
 def delong_p(run: Run, other: Run) -> float:

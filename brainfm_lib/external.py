@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,7 @@ def load_encoder(settings: EncoderSettings, path: Path) -> VisionTransformer3d:
     """
     if settings.kind == "folder":
         return VisionTransformer3d.from_pretrained(path)
+    assert settings.heads is not None
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
@@ -58,18 +60,28 @@ def load_encoder(settings: EncoderSettings, path: Path) -> VisionTransformer3d:
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
             state = state.get("state_dict", state)
-    except (OSError, RuntimeError, ValueError, AttributeError, EOFError) as error:
-        raise InputError(f"{path} holds no weights ({str(error).splitlines()[0]}): save a state dict.") from error
-    except Exception as error:  # safetensors and the unpickler have errors of their own
-        raise InputError(f"{path} cannot be read as weights alone ({str(error).splitlines()[0]}).") from error
-    return import_monai_vit(state, heads=settings.heads, grid=settings.grid)
+        return import_monai_vit(state, heads=settings.heads, grid=settings.grid)
+    except InputError:
+        raise
+    except Exception as error:  # safetensors, the unpickler and strange contents have errors of many kinds
+        said = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(f"{path} holds no weights of a MONAI ViT ({said}): save its state dict.") from error
 
 
-def make_import(settings: EncoderSettings, path: Path) -> Callable[[Path], dict[str, Any]]:
+def check_unchanged(settings: EncoderSettings, manifest: Manifest, digest: str) -> None:
+    """Raise an InputError unless an encoder's files still have the digest under which a result will be filed."""
+    if weights_digest(settings, manifest) != digest:
+        raise InputError(f"{settings.path} was changed after this process had looked at it: start the command again.")
+
+
+def make_import(
+    settings: EncoderSettings, path: Path, unchanged: Callable[[], None]
+) -> Callable[[Path], dict[str, Any]]:
     """What `runs.ensure` calls: the encoder in our layout under ``encoder/``, as a pretraining run leaves it."""
 
     def make(folder: Path) -> dict[str, Any]:
         load_encoder(settings, path).save_pretrained(folder / "encoder")
+        unchanged()
         if (path / TRAINED_ON).is_file():
             shutil.copy(path / TRAINED_ON, folder / "encoder" / TRAINED_ON)
         return {}
@@ -87,15 +99,23 @@ def load_function(path: Path, name: str) -> Callable[[torch.Tensor], Any]:
     if spec is None or spec.loader is None:
         raise InputError(f"{path} is no Python file.")
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
     try:
         spec.loader.exec_module(module)
         return getattr(module, name)
     except Exception as error:  # whatever a user's file raises
+        del sys.modules[spec.name]
         raise InputError(f"{path} gives no function {name!r} ({type(error).__name__}: {error}).") from error
 
 
 def make_function_features(
-    path: Path, name: str, volumes: Callable[[], VolumeReader], *, batch_size: int, cpu: bool = False
+    path: Path,
+    name: str,
+    volumes: Callable[[], VolumeReader],
+    unchanged: Callable[[], None],
+    *,
+    batch_size: int,
+    cpu: bool = False,
 ) -> Callable[[Path], dict[str, Any]]:
     """What `runs.ensure` calls: what a function says of every volume of a cohort, as ``features.npy``."""
 
@@ -103,14 +123,19 @@ def make_function_features(
         function, device, parts = load_function(path, name), best_device(cpu=cpu), []
         with torch.inference_mode():
             for batch in batches(volumes(), batch_size, device):
-                found = function(batch)
-                found = found.detach().float().cpu().numpy() if isinstance(found, torch.Tensor) else np.asarray(found)
+                try:
+                    found = function(batch)
+                    found = np.asarray(found.detach().float().cpu() if isinstance(found, torch.Tensor) else found)
+                    found = found.astype(np.float32)
+                except Exception as error:  # whatever a user's function raises
+                    raise InputError(f"{path.name}: {name} failed ({type(error).__name__}: {error}).") from error
                 if found.ndim != 2 or len(found) != len(batch) or not np.isfinite(found).all():
                     raise InputError(
                         f"{path.name}: {name} must turn volumes {tuple(batch.shape)} into finite features "
                         f"({len(batch)}, F); it gave {found.shape}{'' if found.ndim != 2 else ' or values not finite'}."
                     )
-                parts.append(found.astype(np.float32))
+                parts.append(found)
+        unchanged()
         np.save(folder / "features.npy", np.concatenate(parts), allow_pickle=False)
         return {"device": device.type}
 

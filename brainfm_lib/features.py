@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from brainfm_lib.data.augment import zscore
 from brainfm_lib.device import autocast, best_device
+from brainfm_lib.errors import InputError
 from brainfm_lib.models import VisionTransformer3d
 from brainfm_lib.tokens import patch_grid
 
@@ -158,7 +159,12 @@ def make_features(
             features = raw_voxels(volumes())
         else:
             encoder = VisionTransformer3d.from_pretrained(encoder_folder)
-            features = extract(encoder, volumes(), batch_size=batch_size, device=device)
+            bank = volumes()
+            try:
+                patch_grid(bank.read([0]).shape, encoder.config.patch_size)
+            except ValueError as error:
+                raise InputError(f"The encoder does not fit the profile's grid: {error}.") from error
+            features = extract(encoder, bank, batch_size=batch_size, device=device)
         for name, array in features.items():
             np.save(folder / f"{name}.npy", array, allow_pickle=False)
         return {"device": device.type}

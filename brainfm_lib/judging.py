@@ -51,13 +51,20 @@ def judge(study: Study, protocol: str, tasks: Sequence[str] | None = None, table
                     raise
                 yield f"{task:<16} left out: {error}"
                 break
+            names = {
+                "arm": arm,
+                "task": task,
+                "seed": study.seed,
+                "protocol": protocol,
+                "leak": study.leaks_of(arm, task),
+            }
             if kind == "resplit":
-                splits = run.table("splits").assign(arm=arm, task=task, seed=study.seed, protocol=protocol, run=run.id)
+                splits = run.table("splits").assign(**names, run=run.id)
                 found.append(splits)
                 mean, spread = splits["auroc"].mean(), splits["auroc"].std()
                 yield f"{task:<16} {arm:<14} AUROC {mean:.3f} over {len(splits)} splits, sd {spread:.3f}  {run.id}"
             elif kind == "fewshot":
-                draws = run.table("draws").assign(arm=arm, task=task, seed=study.seed, protocol=protocol, run=run.id)
+                draws = run.table("draws").assign(**names, run=run.id)
                 found.append(draws)
                 said = ", ".join(f"{n}: {group.mean():.3f}" for n, group in draws.groupby("shots")["auroc"])
                 yield f"{task:<16} {arm:<14} AUROC by subjects a class {said}  {run.id}"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pandas as pd
+
 from brainfm_lib.card import KEY
 from brainfm_lib.data.audit import confounding, divided_subjects, torn_pairs
 from brainfm_lib.data.manifest import EncoderSettings
@@ -9,6 +11,7 @@ from brainfm_lib.external import trained_on
 from brainfm_lib.study_data import StudyData
 
 SHORTCUT = 0.75  # lower end of the 95 % interval of the AUROC that where or how a scan was made reaches alone
+PERFECT = 0.95  # an AUROC that few subjects cannot show with certainty, and that is a shortcut all the same
 ACQUISITION = ("site", "scanner", "contrast")
 
 
@@ -23,27 +26,50 @@ def task_leaks(study: StudyData, task: str) -> list[str]:
     torn = torn_pairs(dict(zip(table["scan_uid"], table[division].astype(str))), study.duplicates)
     if len(torn):
         found.append(f"{_counted(len(torn), 'pair')} of nearly the same scan on two sides of the {division} of {task}")
-    whole_sites = settings.grouped_by == "site"  # then site says nothing of held-out subjects
     scans = study.cohort(settings.cohort).scans.loc[table["row"]].reset_index(drop=True)
-    names = [name for name in ACQUISITION if name in scans and not (whole_sites and name == "site")]
+    told = {settings.label} | ({"site", "scanner"} if settings.grouped_by == "site" else set())
+    names = [name for name in ACQUISITION if name in scans and name not in told]  # held-out sites are new to a probe
     for row in confounding(table, scans[names]).itertuples():
-        if row.low > SHORTCUT:
+        if row.low > SHORTCUT or row.auroc > PERFECT:
             found.append(f"{row.covariate} alone tells the labels of {task} (AUROC {row.auroc:.2f})")
     return found
 
 
 def encoder_leaks(study: StudyData, name: str, settings: EncoderSettings, task: str) -> list[str]:
     """Whether an encoder from elsewhere has seen scans that the task evaluates on, where it says what it has seen."""
-    seen = trained_on(settings, study.manifest)
-    if not seen:
-        return []
     table = study.task_table(task)
     held = table if "fold" in table else table[table["split"] != "train"]
-    digests = study.cohort(study.manifest.tasks[task].cohort).scans.loc[held["row"], "digest"]
-    count = sum(digest[:KEY] in seen for digest in digests)
-    if not count:
-        return []
-    return [f"{name} was pretrained on {_counted(count, 'scan')} that {task} evaluates on"]
+    count = _seen(study, settings, task, held)
+    return [f"{name} was pretrained on {_counted(count, 'scan')} that {task} evaluates on"] if count else []
+
+
+def own_leaks(study: StudyData, name: str, settings: EncoderSettings, task: str) -> list[str]:
+    """The same for a random split, which may test any subject of the task."""
+    count = _seen(study, settings, task, study.task_table(task))
+    return [f"{name} was pretrained on {_counted(count, 'scan')} of {task}"] if count else []
+
+
+def resplit_leaks(study: StudyData, task: str) -> list[str]:
+    """Why a task cannot be split at random: arms have seen its scans, or subjects share a scan."""
+    table, settings = study.task_table(task), study.manifest.tasks[task]
+    scans = study.cohort(settings.cohort).scans.loc[table["row"]]
+    trained = pd.concat([study.cohort(name).scans.iloc[rows] for name, (rows, _) in study.pretraining_rows.items()])
+    pairs = study.duplicates
+    sides = dict.fromkeys(trained["scan_uid"], "pretraining") | dict.fromkeys(table["scan_uid"], task)
+    copies = torn_pairs(sides, pairs)
+    within = pairs[pairs["first"].isin(table["scan_uid"]) & pairs["second"].isin(table["scan_uid"])]
+    found = []
+    if settings.cohort in study.pretraining_cohorts or set(trained["digest"]) & set(scans["digest"]) or len(copies):
+        found.append("encoders were pretrained on some of its scans")
+    if (~within["same_subject"].astype(bool)).any():
+        found.append("two of its subjects share nearly the same scan")
+    return found
+
+
+def _seen(study: StudyData, settings: EncoderSettings, task: str, table: pd.DataFrame) -> int:
+    seen = trained_on(settings, study.manifest) or set()
+    digests = study.cohort(study.manifest.tasks[task].cohort).scans.loc[table["row"], "digest"]
+    return sum(digest[:KEY] in seen for digest in digests)
 
 
 def _counted(n: int, word: str) -> str:

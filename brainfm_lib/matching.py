@@ -10,6 +10,7 @@ import pandas as pd
 
 from brainfm_lib.comparison import trained_arms
 from brainfm_lib.compute import pretraining_cost
+from brainfm_lib.errors import InputError
 
 if TYPE_CHECKING:
     from brainfm_lib.study import Study
@@ -51,9 +52,14 @@ def _flatten(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, An
 
 
 def trial_requests(study: Study, arm: str, rate: float) -> list[str]:
-    """The probes that judge a learning rate of an arm: one a task."""
+    """The probes that judge a learning rate of an arm: one for each task with validation subjects."""
     change = "" if study.profile.pretraining(arm, study.seed).optimiser.lr == rate else f"@lr={rate:g}"
-    return [f"probe:{arm}:{task}{change}" for task in study.tasks]
+    return [f"probe:{arm}:{task}{change}" for task in judging_tasks(study)]
+
+
+def judging_tasks(study: Study) -> list[str]:
+    """Tasks with validation subjects of their own; under cross-validation those are tested too, and judge nothing."""
+    return [task for task in study.tasks if "split" in study.task_table(task)]
 
 
 def trial_table(study: Study) -> pd.DataFrame:
@@ -79,15 +85,21 @@ def tune(study: Study) -> Iterator[str]:
 
     Yields:
         A line a trial, then the profile's `arm_lr` as it should be.
+
+    Raises:
+        InputError: No task has validation subjects.
     """
+    tasks = judging_tasks(study)
+    if not tasks:
+        raise InputError("No task has validation subjects of its own to choose a learning rate on: all are small.")
     best: dict[str, tuple[float, float]] = {}
     for arm in trained_arms(study):
         for rate in study.profile.trial_lrs:
             variant = study.variant(f"pretrain:{arm}", f"lr={rate:g}")
-            runs = [variant.run(f"probe:{arm}:{task}") for task in study.tasks]
+            runs = [variant.run(f"probe:{arm}:{task}") for task in tasks]
             values = [float(run.table("chosen")["validation_auroc"].mean()) for run in runs]
             mean = sum(values) / len(values)
             best[arm] = max(best.get(arm, (0.0, 0.0)), (mean, rate))
-            listed = ", ".join(f"{task} {value:.3f}" for task, value in zip(study.tasks, values, strict=True))
+            listed = ", ".join(f"{task} {value:.3f}" for task, value in zip(tasks, values, strict=True))
             yield f"{arm:<10} lr {rate:<8g} validation AUROC {mean:.3f}  ({listed})"
     yield f"arm_lr: {{{', '.join(f'{arm}: {rate:g}' for arm, (_, rate) in best.items())}}}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import pandas as pd
@@ -12,7 +12,7 @@ from brainfm_lib.comparison import PREDICTORS, REGULARISED
 from brainfm_lib.figures.style import title
 from brainfm_lib.matching import unmatched
 from brainfm_lib.tables import DECIDED
-from brainfm_lib.verdict import NUISANCE, SHUFFLED, TRANSDUCTIVE, rule, verdicts
+from brainfm_lib.verdict import CNN, NUISANCE, SHUFFLED, TRANSDUCTIVE, rule, verdicts
 
 if TYPE_CHECKING:
     from brainfm_lib.study import Study
@@ -181,9 +181,25 @@ def matched_note(study: Study) -> Markdown:
     )
 
 
-def trials_note(trials: pd.DataFrame) -> Markdown:
-    """How the learning rates were chosen, and whether each arm has the best of those tried."""
-    if trials.empty:
+def cnn_note(study: Study) -> Markdown:
+    """For how long the supervised network was trained, and what share of the dearest arm's FLOPs that is."""
+    said = []
+    for task in study.tasks:
+        run = study.used.get(f"finetune:{CNN}:{task}")
+        if run is not None:
+            epochs, spent = run.provenance["epochs"], study.cnn_share(task, run.provenance["epochs"])
+            said.append(f"{task} {epochs} epochs ({100 * spent:.0f} %)")
+    if not said:
+        return Markdown("The supervised network has not been trained here.")
+    return Markdown(
+        f"The supervised network was trained for: {', '.join(said)}; in brackets the share of what the dearest arm "
+        "spends on pretraining and fine-tuning (100 % but for rounding, unless the profile's `cnn.epochs` caps it)."
+    )
+
+
+def trials_note(trials: pd.DataFrame, arms: Sequence[str]) -> Markdown:
+    """How the learning rates of `arms` were chosen, and whether each has the best of those tried."""
+    if any((trials["arm"] == arm).sum() < 2 for arm in arms) or not arms:
         return Markdown(
             "Learning rates were not tried here: `brainfm tune` pretrains every arm with the profile's `trial_lrs` and "
             "judges each on validation subjects."

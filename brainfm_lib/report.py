@@ -32,7 +32,7 @@ STUDY = ("brainfm_lib.study", "brainfm_lib.study_data")
 RUN_PARAMETERS = frozenset(
     ("overrides", "spectral_weight", "spectral_high_pass", "vcr_weight", "mask_ratio", "learning_rate", "steps")
 )
-STUDY_PARAMETERS = RUN_PARAMETERS | {"profile", "manifest", "seed", "objective"}
+STUDY_PARAMETERS = RUN_PARAMETERS | {"profile", "manifest", "seed", "objective", "allow_leak"}
 Identify = Callable[[Mapping[str, Any], str], str]
 
 

@@ -74,7 +74,7 @@ class Study(StudyEvaluation):
         super().__init__(load_manifest(manifest), settings, progress=progress, allow_leak=allow_leak)
         self.profile_name, self.seed, self.cpu = profile, int(seed), cpu
         self.compile, self.recompute = compile, recompute
-        self.used, self._leaks, self._labels = {}, {}, {}
+        self.used, self._leaks, self._labels, self._digests = {}, {}, {}, {}
         self._asked: list[str] = []
         self.arms: tuple[str, ...] = tuple(ARMS) if objective == "all" else (objective,)
         self._configs: dict[str, RunConfig] = {}
@@ -116,7 +116,9 @@ class Study(StudyEvaluation):
             manifest, evaluation = self.manifest, dataclasses.asdict(self.profile.evaluation)
             tasks = {name: manifest.tasks[name].model_dump() for name in self.tasks}
             absent = [manifest.missing(), manifest.skipped_tasks()]
-            return f"study-{stable_hash([tasks, absent, self.pretraining_cohorts, manifest.transductive, evaluation])}"
+            own = {name: [settings.model_dump(), self._digest_of(name)] for name, settings in self.own.items()}
+            shown = [tasks, absent, self.pretraining_cohorts, manifest.transductive, evaluation, own]
+            return f"study-{stable_hash([*shown, self.profile.trial_lrs])}"
         config = self.config(request)
         found = find(config)
         return found.id if found is not None else config.id

@@ -3,20 +3,20 @@
 import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from brainfm_lib.compute import finetuning_flops, matched_epochs, pretraining_cost
+from brainfm_lib.compute import cnn_flops, finetuning_flops, matched_epochs, pretraining_cost
 from brainfm_lib.data.manifest import EncoderSettings
 from brainfm_lib.data.phantom import PhantomSpec
 from brainfm_lib.data.phantom.cohort import determinants
 from brainfm_lib.errors import InputError
-from brainfm_lib.external import make_function_features, make_import, weights_digest
+from brainfm_lib.external import check_unchanged, make_function_features, make_import, weights_digest
 from brainfm_lib.identity import stable_hash
-from brainfm_lib.leaks import encoder_leaks, task_leaks
+from brainfm_lib.leaks import encoder_leaks, own_leaks, resplit_leaks, task_leaks
 from brainfm_lib.objectives import ARMS
 from brainfm_lib.probes.results import fold_rows, with_shuffled_labels
 from brainfm_lib.runs import Run, RunConfig
@@ -41,6 +41,7 @@ class StudyEvaluation(StudyData, ABC):
 
     _leaks: dict[str, list[str]]  # by task, as are hashes of its labels
     _labels: dict[str, str]
+    _digests: dict[str, str]
 
     seed: int
     cpu: bool
@@ -65,6 +66,10 @@ class StudyEvaluation(StudyData, ABC):
         if task not in self._leaks:
             self._leaks[task] = task_leaks(self, task)
         return self._leaks[task]
+
+    def leaks_of(self, arm: str, task: str) -> str:
+        """All that the audit holds against an arm's result on a task, in one line; empty where nothing leaks."""
+        return "; ".join(self._found([task], [arm]))
 
     def _found(self, tasks: Sequence[str], encoders: Sequence[str]) -> list[str]:
         own = {name: self.own[name] for name in encoders if name in self.own}
@@ -115,7 +120,7 @@ class StudyEvaluation(StudyData, ABC):
             return RunConfig("nuisance", settings, {"scans": self.cohort(cohort).digest}, code=code)
         if arm in self.own and arm not in self.own_weights:
             own = self.own[arm]
-            data = {"scans": self.cohort(cohort).digest, "function": weights_digest(own, self.manifest)}
+            data = {"scans": self.cohort(cohort).digest, "function": self._digest_of(arm)}
             code = ("brainfm_lib.external", *self.cohort(cohort).code)
             return RunConfig("features", settings | {"function": own.function}, data, code=code)
         inputs = {} if arm == RAW_VOXELS else {"encoder": self.config(f"pretrain:{arm}")}
@@ -131,7 +136,10 @@ class StudyEvaluation(StudyData, ABC):
         making: dict[str, Any] = {"batch_size": self.profile.evaluation.batch_size, "cpu": self.cpu}
         if arm in self.own and arm not in self.own_weights:
             path = self.manifest.resolve(self.own[arm].path)
-            return make_function_features(path, self.own[arm].function, lambda: self.volumes(cohort), **making)
+            unchanged = partial(check_unchanged, self.own[arm], self.manifest, self._digest_of(arm))
+            return make_function_features(
+                path, self.own[arm].function, lambda: self.volumes(cohort), unchanged, **making
+            )
         folder = None if arm == RAW_VOXELS else self.run(f"pretrain:{arm}").path / "encoder"
         return make_features(folder, lambda: self.volumes(cohort), **making)
 
@@ -140,12 +148,17 @@ class StudyEvaluation(StudyData, ABC):
             raise InputError(f"The encoder {name!r} is a function: it gives features and has no weights to train.")
         own = self.own[name]
         settings = {"kind": own.kind, "heads": own.heads, "grid": own.grid} if own.kind == "monai" else {}
-        return RunConfig(
-            "import", settings, {"weights": weights_digest(own, self.manifest)}, code=("brainfm_lib.external",)
-        )
+        return RunConfig("import", settings, {"weights": self._digest_of(name)}, code=("brainfm_lib.external",))
 
     def _import_make(self, name: str) -> Callable[[Path], Any]:
-        return make_import(self.own[name], self.manifest.resolve(self.own[name].path))
+        unchanged = partial(check_unchanged, self.own[name], self.manifest, self._digest_of(name))
+        return make_import(self.own[name], self.manifest.resolve(self.own[name].path), unchanged)
+
+    def _digest_of(self, name: str) -> str:
+        """Hash of an encoder made elsewhere, as its files were when it was first asked for."""
+        if name not in self._digests:
+            self._digests[name] = weights_digest(self.own[name], self.manifest)
+        return self._digests[name]
 
     def _truth_parts(self, task: str) -> tuple[PhantomSpec, list[list[str]]]:
         entry = self.manifest.tasks[task]
@@ -236,10 +249,9 @@ class StudyEvaluation(StudyData, ABC):
         settings = self.manifest.task(task)
         if "fold" in self.task_table(task) or settings.splits is not None or settings.grouped_by == "site":
             raise InputError(f"Task {task!r} is cross-validated, or split officially or by site: it is not split anew.")
-        if settings.cohort in self.pretraining_cohorts:
-            raise InputError(
-                f"Encoders were pretrained on training subjects of {task!r}: another split would test them on those."
-            )
+        met = resplit_leaks(self, task) + (own_leaks(self, arm, self.own[arm], task) if arm in self.own else [])
+        if met:
+            raise InputError(f"Task {task!r} is not split anew: {'; '.join(met)}.")
         return self._on_features("resplit", arm, task)
 
     def _resplit_make(self, arm: str, task: str) -> Callable[[Path], Any]:
@@ -281,7 +293,7 @@ class StudyEvaluation(StudyData, ABC):
         if arm == CNN:
             settings["flops"] = self._matched_flops(task)
         inputs = {} if arm == CNN else {"encoder": self.config(f"pretrain:{arm}")}
-        code = ("brainfm_lib.finetune", *cohort.code)
+        code = ("brainfm_lib.finetune", *(["brainfm_lib.compute"] if arm == CNN else []), *cohort.code)
         return RunConfig("finetune", settings, {"scans": cohort.digest}, inputs, code)
 
     def _training_scans(self, task: str) -> int:
@@ -298,6 +310,11 @@ class StudyEvaluation(StudyData, ABC):
         spent = max(pretraining_cost(profile.pretraining(arm, self.seed)).flops for arm in ARMS)
         passes = self._training_scans(task) * profile.finetune.epochs
         return spent + finetuning_flops(profile.encoder, profile.geometry.grid, passes)
+
+    def cnn_share(self, task: str, epochs: int) -> float:
+        """FLOPs of the CNN's training over what it is matched to."""
+        grid = self.profile.geometry.grid
+        return cnn_flops(grid, self._training_scans(task) * epochs) / self._matched_flops(task)
 
     def _finetune_make(self, arm: str, task: str) -> Callable[[Path], Any]:
         from brainfm_lib.finetune import make_finetune
@@ -343,7 +360,7 @@ class StudyEvaluation(StudyData, ABC):
                 seed=self.seed,
                 protocol=KINDS[kind],
                 run=run.id,
-                leak="; ".join(self._found([task], [arm])),
+                leak=self.leaks_of(arm, task),
             )
             rows.append(table)
         columns = ["metric", "estimate", "low", "high", "n_subjects", "p_permutation", "fold", *RESULT_NAMES]

@@ -312,7 +312,7 @@ def variance_table(spread: pd.DataFrame, titles: Mapping[str, str]) -> pd.DataFr
         spread: From `brainfm_lib.comparison.variance_table`.
         titles: Task -> its name.
     """
-    names = {"seed": "sd, seed", "split": "sd, split", "rest": "sd, rest", "subjects": "sd, subjects tested"}
+    names = {"seed": "sd, seed", "split": "sd, split", "rest": "sd, rest", "subjects": "sd, subjects (part of split)"}
     table = spread.assign(task=spread["task"].map(lambda task: titles.get(task, task)), arm=spread["arm"].map(title))
     return table[["task", "arm", "seeds", "splits", "auroc", *names]].rename(columns={"auroc": "AUROC", **names})
 

@@ -13,7 +13,14 @@ from brainfm_lib.study import Study
 
 TASK = {"cohort": "test", "label": "diagnosis", "mapping": {"NC": 0, "AD": 1}, "classes": ["NC", "AD"]}
 FUNCTION = """
+from __future__ import annotations
+from dataclasses import dataclass
 import torch
+@dataclass
+class Settings:
+    width: int = 2
+def fails(volumes):
+    return 1 / 0
 def features(volumes):
     assert volumes.ndim == 5 and volumes.dtype == torch.float32
     return torch.stack([volumes.mean((1, 2, 3, 4)), volumes.abs().mean((1, 2, 3, 4))], 1)
@@ -92,8 +99,14 @@ def test_our_own_layout_is_a_row(make_study, tmp_path):
     ("settings", "sentence"),
     [
         ({"kind": "folder", "path": "nowhere"}, "cannot be read"),
-        ({"kind": "monai", "path": "broken.safetensors"}, "broken.safetensors"),
-        ({"kind": "monai", "path": "broken.pt"}, "broken.pt"),
+        ({"kind": "folder", "path": "broken"}, "holds no encoder of ours"),
+        ({"kind": "folder", "path": "odd"}, "does not fit the profile's grid"),
+        ({"kind": "monai", "heads": 3, "path": "broken.safetensors"}, "broken.safetensors holds no weights"),
+        ({"kind": "monai", "heads": 3, "path": "broken.pt"}, "broken.pt holds no weights"),
+        ({"kind": "monai", "heads": 3, "path": "empty.pt"}, "empty.pt holds no weights"),
+        ({"kind": "monai", "heads": 3, "path": "list.pt"}, "list.pt holds no weights"),
+        ({"kind": "monai", "heads": 3, "path": "numbers.pt"}, "numbers.pt holds no weights"),
+        ({"kind": "python", "path": "mine.py", "function": "fails"}, "fails failed .ZeroDivisionError"),
         ({"kind": "python", "path": "broken.py"}, "gives no function 'features'"),
         ({"kind": "python", "path": "mine.py", "function": "nothing"}, "gives no function 'nothing'"),
         ({"kind": "python", "path": "mine.py", "function": "flat"}, "must turn volumes"),
@@ -103,6 +116,12 @@ def test_what_cannot_be_used_is_said_in_a_sentence(make_study, tmp_path, setting
     (tmp_path / "mine.py").write_text(FUNCTION)
     for name in ("broken.safetensors", "broken.pt", "broken.py"):
         (tmp_path / name).write_text("no ( weights")
+    (tmp_path / "empty.pt").touch()
+    torch.save([torch.zeros(2)], tmp_path / "list.pt")
+    torch.save({"state_dict": {1: torch.zeros(2)}}, tmp_path / "numbers.pt")
+    VisionTransformer3d(VisionTransformerConfig(12, 24, 1, 2)).save_pretrained(tmp_path / "odd")
+    VisionTransformer3d(VisionTransformerConfig(8, 24, 1, 2)).save_pretrained(tmp_path / "broken")
+    (tmp_path / "broken" / "model.safetensors").write_text("no")
     with pytest.raises(InputError, match=sentence):
         make_study(mine=settings).run("features:mine:test")
 
@@ -112,5 +131,19 @@ def test_names_of_arms_are_taken_and_unknown_keys_are_named(make_study):
         make_study(mae={"kind": "folder", "path": "x"}).identify("pretrain:mae")
     with pytest.raises(InputError, match="the keys there are kind, path"):
         make_study(mine={"kind": "folder", "path": "x", "width": 3})
+    with pytest.raises(InputError, match="needs heads"):
+        make_study(mine={"kind": "monai", "path": "x.pt"})
     absent = make_study(mine={"kind": "folder", "path": "${NOWHERE_TO_BE_FOUND}/x"})
     assert not absent.own
+
+
+def test_a_file_that_changes_on_the_way_files_no_result(make_study, tmp_path):
+    (tmp_path / "mine.py").write_text(FUNCTION)
+    mine = {"kind": "python", "path": "mine.py"}
+    study = make_study(mine=mine)
+    assert study.identify("study") != make_study().identify("study")  # the page shows it
+    study.identify("features:mine:test")
+    (tmp_path / "mine.py").write_text(FUNCTION + "\nmore = 1\n")
+    with pytest.raises(InputError, match="was changed"):
+        study.run("features:mine:test")
+    assert make_study(mine=mine).run("features:mine:test")

@@ -289,7 +289,9 @@ def fake_study(folds: bool) -> SimpleNamespace:
         table = pd.DataFrame({"scan_uid": [f"c/{i}" for i in range(80)], "subject_id": range(80), "label": label})
         table["score"] = strength * label + rng.standard_normal(80)
         table = table.assign(fold=np.arange(80) // 2 % 4) if folds else table
-        used[f"probe:{arm}:ad"] = FakeRun(predictions=table.sample(frac=1, random_state=3), id=f"probe-{arm}")
+        used[f"probe:{arm}:ad"] = FakeRun(
+            kind="probe", predictions=table.sample(frac=1, random_state=3), id=f"probe-{arm}"
+        )
     evaluation = SimpleNamespace(bootstrap_draws=500)
     return SimpleNamespace(used=used, seed=0, profile=SimpleNamespace(evaluation=evaluation))
 
@@ -320,6 +322,19 @@ def test_paired_differences_meet_controls_and_plain_forms(folds: bool) -> None:
     shown = tables.differences_table(table, {"ad": "AD (phantom)"})
     assert shown["difference"].iloc[-1] == "SL-MAE − MAE" and "AD (phantom)" in shown.columns
     assert comparison.paired_differences(SimpleNamespace(used={}, seed=0)).empty  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("folds", [2, 3])
+def test_small_folds_that_agree_by_chance_decide_nothing(folds: int) -> None:
+    """Two subjects a class and fold: AUROCs take few values, so that differences between folds often coincide."""
+    sure = []
+    for seed in range(120):
+        rng, n = np.random.default_rng(seed), 4 * folds
+        scans = pd.DataFrame({"scan_uid": range(n), "subject_id": range(n), "label": np.arange(n) % 2})
+        scans["fold"] = np.arange(n) // 4
+        runs = [FakeRun(kind="probe", predictions=scans.assign(score=rng.standard_normal(n))) for _ in range(2)]
+        sure.append(comparison.compare(*runs, draws=200).p < 0.05)  # type: ignore[arg-type]
+    assert np.mean(sure) < 0.06
 
 
 def test_results_table_shows_interval_and_adjusted_p() -> None:

@@ -140,6 +140,20 @@ def test_an_encoder_that_has_seen_the_test_is_found(make_study, tmp_path):
     assert clean.run("probe:other:disease")
 
 
+def test_no_random_split_tests_what_an_encoder_has_seen(make_study, tmp_path):
+    """The training subjects of the task itself were pretrained on, which its own split allows and another does not."""
+    few = {"evaluation.cross_validate_below": 10}
+    study = Study("tiny", make_study(pretraining=["real"]).manifest.path, overrides=few, progress=False)
+    folder = study.run("pretrain:mae").path / "encoder"
+    with pytest.raises(InputError, match="encoders were pretrained on some of its scans"):
+        study.run("resplit:raw-voxels:disease")
+    path = make_study(encoders={"mine": {"kind": "folder", "path": str(folder)}}).manifest.path
+    study = Study("tiny", path, overrides=few, progress=False)
+    assert study.run("probe:mine:disease") and study.run("resplit:raw-voxels:disease")
+    with pytest.raises(InputError, match=r"mine was pretrained on .* scans of disease"):
+        study.run("resplit:mine:disease")
+
+
 def honest(make_study):
     return make_study().run("pretrain:mae").path / "encoder"
 

@@ -86,7 +86,10 @@ def study():
 
 def test_rates_are_tried_on_validation_subjects_and_the_table_says_which_is_best(study):
     study.tasks = ("ad", "autism")
-    assert matching.trial_table(study).empty and "not tried" in notes.trials_note(matching.trial_table(study)).data
+    assert (
+        matching.trial_table(study).empty
+        and "not tried" in notes.trials_note(matching.trial_table(study), study.arms).data
+    )
     *lines, settings = matching.tune(study)
     assert len(lines) == 2 and settings.startswith("arm_lr: {mae: ")
     table = matching.trial_table(study)
@@ -96,7 +99,7 @@ def test_rates_are_tried_on_validation_subjects_and_the_table_says_which_is_best
     assert table["validation"].iloc[1] == pytest.approx(np.mean(values))
     best = float(settings.split(": ")[2].rstrip("}"))
     assert table.set_index("lr")["validation"].idxmax() == best
-    assert ("best of them" in notes.trials_note(table).data) == (best == 1e-3)
+    assert ("best of them" in notes.trials_note(table, study.arms).data) == (best == 1e-3)
     assert study.results()["arm"].eq("mae").all()  # other rates are no rows of the comparison
 
 
@@ -109,7 +112,8 @@ def test_seeds_and_splits_are_read_when_present(study):
     for arm in ("mae", "random-init"):
         other.run(f"resplit:{arm}:ad")
     repeats = comparison.repeated(study)
-    counts = repeats.groupby("arm")["seed"].nunique()
+    other.run("resplit:raw-voxels:ad")  # knows no pretraining: the same under every seed
+    counts = comparison.repeated(study).groupby("arm")["seed"].nunique()
     assert counts["mae"] == 2 and counts["raw-voxels"] == 1
     spread = comparison.variance_table(repeats).set_index("arm")
     assert spread.loc["mae", ["seed", "split", "rest", "subjects"]].notna().all()
@@ -126,7 +130,9 @@ def test_tasks_that_cannot_be_split_anew_say_why(tmp_path):
     study = Study("tiny", overrides={"evaluation.cross_validate_below": 1000}, progress=False)
     with pytest.raises(InputError, match="cross-validated"):
         study.identify("resplit:mae:ad")
-    assert comparison.repeated(study).empty
+    assert comparison.repeated(study).empty and matching.judging_tasks(study) == []
+    with pytest.raises(InputError, match="to choose a learning rate on"):
+        next(matching.tune(study))
 
 
 def validation(study, arm):

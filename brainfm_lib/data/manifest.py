@@ -213,8 +213,16 @@ class EncoderSettings(_Settings):
     path: str
     function: str = "features"
     files: tuple[str, ...] = ()
-    heads: int = 12
+    heads: int | None = None
     grid: tuple[int, int, int] | None = None
+
+    @model_validator(mode="after")
+    def _heads_are_given(self) -> EncoderSettings:
+        if self.kind == "monai" and self.heads is None:
+            raise ValueError(
+                "a MONAI ViT needs heads: its weights do not tell how many, and a wrong number goes unseen"
+            )
+        return self
 
 
 class Manifest(_Settings):

@@ -199,6 +199,7 @@ class VisionTransformer3d(nn.Module):
         Raises:
             InputError: A file is missing or does not hold such an encoder.
         """
+        from safetensors import SafetensorError
         from safetensors.torch import load_file
 
         folder = Path(folder)
@@ -209,7 +210,7 @@ class VisionTransformer3d(nn.Module):
                 fields["position_grid"] = tuple(fields["position_grid"])
             model = cls(VisionTransformerConfig(**fields))
             model.load_state_dict(load_file(folder / "model.safetensors"))
-        except (OSError, ValueError, TypeError, RuntimeError) as error:
+        except (OSError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
             raise InputError(
                 f"{folder} holds no encoder of ours ({str(error).splitlines()[0]}): it needs the model.safetensors and "
                 "config.json that save_pretrained writes."

@@ -101,7 +101,7 @@ def make_attentive(
         device = best_device(cpu=cpu)
         encoder = VisionTransformer3d.from_pretrained(encoder_folder)
         rows = table["row"].to_numpy()
-        with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".tokens-") as scratch:
             tokens = extract_tokens(encoder, volumes(), rows, Path(scratch), batch_size=batch_size, device=device)
             result = attentive_probe(
                 tokens, table, config, heads=encoder.config.heads, seed=settings["seed"], device=device

@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from scipy.stats import norm
 from threadpoolctl import threadpool_limits
 
 from brainfm_lib.data.splits import assign_splits
 from brainfm_lib.probes.linear import linear_probe
-from brainfm_lib.probes.results import Array, evaluate, read_features
+from brainfm_lib.probes.results import Array, read_features, score_columns
+from brainfm_lib.stats import aggregate_by_subject, auroc, auroc_variance
 
 SPLITS = 10
 TEST = 0.3  # share of the subjects tested in each
@@ -33,9 +33,10 @@ def resplit(features: Mapping[str, Array], table: pd.DataFrame, *, splits: int =
     rows = []
     for number in range(1, splits + 1):
         split = assign_splits(table, seed=number, test=TEST)
-        found = evaluate(linear_probe(features, table.assign(split=split)), draws=DRAWS, permutations=1).iloc[0]
-        error = (found["high"] - found["low"]) / (2 * norm.isf(0.025))
-        rows.append({"split": number, "auroc": found["estimate"], "sampling": error**2})
+        held = linear_probe(features, table.assign(split=split)).predictions
+        parts = held["label"].to_numpy(), score_columns(held).to_numpy(), held["subject_id"].to_numpy()
+        area = auroc(*aggregate_by_subject(*parts)[:2])
+        rows.append({"split": number, "auroc": area, "sampling": auroc_variance(*parts, draws=DRAWS)})
     return pd.DataFrame(rows)
 
 

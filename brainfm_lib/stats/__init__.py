@@ -9,6 +9,7 @@ from brainfm_lib.stats.delong import delong
 from brainfm_lib.stats.intervals import (
     auroc,
     auroc_interval,
+    auroc_variance,
     cv_auroc_interval,
     paired_auroc_difference,
     paired_mean_interval,
@@ -25,6 +26,7 @@ __all__ = [
     "aggregate_by_subject",
     "auroc",
     "auroc_interval",
+    "auroc_variance",
     "cv_auroc_interval",
     "delong",
     "detectable_difference",

@@ -66,6 +66,14 @@ def auroc_interval(
     return bootstrap_interval(units, level, draws, seed)
 
 
+def auroc_variance(
+    labels: ArrayLike, scores: ArrayLike, subjects: ArrayLike, *, draws: int = 400, seed: int = 0
+) -> float:
+    """Variance of the AUROC over resampled subjects; arguments and errors as in `auroc_interval`."""
+    units = make_units(labels, scores, subjects, None, minimum=2)
+    return float(np.concatenate([fold_mean_auroc(units, w) for w in unit_weights(units, draws, seed)]).var(ddof=1))
+
+
 def cv_auroc_interval(
     labels: ArrayLike,
     scores: ArrayLike,

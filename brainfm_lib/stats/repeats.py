@@ -71,7 +71,8 @@ def variance_shares(table: pd.DataFrame, value: str, factors: Sequence[str], sam
 
     Returns:
         component (each factor, "rest", "subjects"), variance. "subjects" is the mean sampling variance; it is part of
-        "rest" where splits test different subjects, and of none where all rows share one test set.
+        the factor whose levels test different subjects (a split that all seeds share), of "rest" where every row does,
+        and of none where all rows share one test set.
 
     Raises:
         InputError: A combination is missing or twice there, or a factor has one level only.
