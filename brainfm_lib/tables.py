@@ -309,7 +309,7 @@ def variance_table(spread: pd.DataFrame, titles: Mapping[str, str]) -> pd.DataFr
     """How far an AUROC moves with the seed, the split and the subjects tested: standard deviations.
 
     Args:
-        spread: From `brainfm_lib.comparison.variance_table`.
+        spread: From `brainfm_lib.repetition.variance_table`.
         titles: Task -> its name.
     """
     names = {"seed": "sd, seed", "split": "sd, split", "rest": "sd, rest", "subjects": "sd, subjects (part of split)"}

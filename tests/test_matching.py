@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from brainfm_lib import comparison, compute, matching, notes
+from brainfm_lib import comparison, compute, matching, notes, repetition
 from brainfm_lib.errors import InputError
 from brainfm_lib.judging import judge
 from brainfm_lib.models import VisionTransformer3d
@@ -105,20 +105,20 @@ def test_rates_are_tried_on_validation_subjects_and_the_table_says_which_is_best
 
 def test_seeds_and_splits_are_read_when_present(study):
     study.tasks = ("ad",)
-    assert comparison.repeated(study).empty and comparison.variance_table(comparison.repeated(study)).empty
+    assert repetition.repeated(study).empty and repetition.variance_table(repetition.repeated(study)).empty
     lines = list(judge(study, "splits"))
     assert len(lines) == len(comparison.compared(study)) and "over 10 splits" in lines[0]
     other = study.variant("pretrain:mae", "seed=1")
     for arm in ("mae", "random-init"):
         other.run(f"resplit:{arm}:ad")
-    repeats = comparison.repeated(study)
+    repeats = repetition.repeated(study)
     other.run("resplit:raw-voxels:ad")  # knows no pretraining: the same under every seed
-    counts = comparison.repeated(study).groupby("arm")["seed"].nunique()
+    counts = repetition.repeated(study).groupby("arm")["seed"].nunique()
     assert counts["mae"] == 2 and counts["raw-voxels"] == 1
-    spread = comparison.variance_table(repeats).set_index("arm")
+    spread = repetition.variance_table(repeats).set_index("arm")
     assert spread.loc["mae", ["seed", "split", "rest", "subjects"]].notna().all()
     assert np.isnan(spread.loc["raw-voxels", "seed"]) and (spread["subjects"] > 0).all()
-    differences = comparison.over_splits(study, repeats)
+    differences = repetition.over_splits(study, repeats)
     assert set(differences["baseline"]) == {"random-init", "raw-voxels"} and differences["p_holm"].between(0, 1).all()
     assert study.identify("optional:resplit:mae:ad@seed=1") == other.run("resplit:mae:ad").id
     assert study.identify("optional:resplit:mae:ad@seed=4") == "absent"
@@ -130,7 +130,7 @@ def test_tasks_that_cannot_be_split_anew_say_why(tmp_path):
     study = Study("tiny", overrides={"evaluation.cross_validate_below": 1000}, progress=False)
     with pytest.raises(InputError, match="cross-validated"):
         study.identify("resplit:mae:ad")
-    assert comparison.repeated(study).empty and matching.judging_tasks(study) == []
+    assert repetition.repeated(study).empty and matching.judging_tasks(study) == []
     with pytest.raises(InputError, match="to choose a learning rate on"):
         next(matching.tune(study))
 

@@ -1,0 +1,89 @@
+"""The same comparison under other seeds and other splits: how much of a result is the luck of the draw."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from brainfm_lib import stats
+from brainfm_lib.comparison import CONTROLS, REGULARISED, compared
+from brainfm_lib.errors import InputError
+from brainfm_lib.probes.resplits import TEST
+from brainfm_lib.verdict import CONTROL, RAW_VOXELS
+
+if TYPE_CHECKING:
+    from brainfm_lib.study import Study
+
+SEEDS = 5  # pretraining seeds that are looked for, from 0
+
+
+def repeated(study: Study) -> pd.DataFrame:
+    """AUROC of each arm on random splits under several pretraining seeds, as far as somebody has made those runs.
+
+    Returns:
+        arm, task, seed, split, auroc, sampling (variance over resampled test subjects); see `probes.resplits`.
+    """
+    rows = []
+    for task in study.tasks:
+        for arm in compared(study):
+            seen = set()  # what knows no pretraining is the same under every seed
+            for seed in range(SEEDS):
+                change = "" if seed == study.seed else f"@seed={seed}"
+                try:
+                    run = study.optional(f"resplit:{arm}:{task}{change}")
+                except InputError:  # such a task is not split anew
+                    break
+                if run is not None and run.provenance["inputs"]["features"] not in seen:
+                    seen.add(run.provenance["inputs"]["features"])
+                    rows.append(run.table("splits").assign(arm=arm, task=task, seed=seed))
+    columns = ["arm", "task", "seed", "split", "auroc", "sampling"]
+    return pd.concat(rows, ignore_index=True)[columns] if rows else pd.DataFrame(columns=columns)
+
+
+def variance_table(repeats: pd.DataFrame) -> pd.DataFrame:
+    """How much of an arm's AUROC is the luck of a seed, of a split, and of who is tested.
+
+    Args:
+        repeats: From `repeated`; of each arm and task, the splits that all its seeds share.
+
+    Returns:
+        arm, task, seeds, splits, auroc (mean) and the standard deviations seed, split, rest and subjects (see
+        `stats.variance_shares`; each split tests subjects of its own, so that subjects is part of split); seed is NaN
+        where there is one seed.
+    """
+    rows = []
+    for (arm, task), table in repeats.groupby(["arm", "task"], sort=False):
+        seeds, splits = table["seed"].nunique(), table["split"].nunique()
+        found = {"seed": np.nan, "split": table["auroc"].std(), "subjects": np.sqrt(table["sampling"].mean())}
+        if seeds > 1:
+            shares = stats.variance_shares(table, "auroc", ["seed", "split"], "sampling").set_index("component")
+            found = np.sqrt(shares["variance"]).to_dict()
+        rows.append(
+            {"arm": arm, "task": task, "seeds": seeds, "splits": splits, "auroc": table["auroc"].mean(), **found}
+        )
+    names = ["arm", "task", "seeds", "splits", "auroc", "seed", "split", "rest", "subjects"]
+    return pd.DataFrame(rows, columns=names)
+
+
+def over_splits(study: Study, repeats: pd.DataFrame) -> pd.DataFrame:
+    """Differences between arms over random splits, by Nadeau and Bengio's test; the mean over seeds on each split.
+
+    Returns:
+        Columns and rows as those of `paired_differences`, with protocol "splits".
+    """
+    means = repeats.groupby(["task", "arm", "split"])["auroc"].mean()
+    rows = []
+    for task, arm in means.index.droplevel("split").unique():
+        for baseline in () if arm in CONTROLS else (CONTROL, RAW_VOXELS, REGULARISED.get(arm)):
+            if (task, baseline) in means.index.droplevel("split"):
+                paired = (means[task, arm] - means[task, baseline]).dropna()
+                found = stats.nadeau_bengio(paired, TEST)
+                names = {"arm": arm, "baseline": baseline, "task": task, "protocol": "splits"}
+                rows.append({**names, **vars(found)})
+    table = pd.DataFrame(rows, columns=["arm", "baseline", "task", "protocol", "estimate", "low", "high", "p"])
+    family = table.groupby("baseline")["p"]
+    p = family.transform(stats.holm) if rows else pd.Series(dtype=float)
+    tests = family.transform("count").clip(lower=1) if rows else 1
+    return table.assign(p_holm=p, detectable=stats.detectable_difference(table["low"], table["high"], tests))
