@@ -86,7 +86,7 @@ def figure_function(draw: Callable[P, Figure]) -> Callable[P, Figure]:
         with plt.rc_context(SETTINGS):
             figure = draw(*args, **kwargs)
             if _stamp:
-                said = "\n".join(filter(None, [fill(_stamp, 110), figure.get_suptitle()]))
+                said = "\n".join(filter(None, [fill(_stamp, round(12 * figure.get_figwidth())), figure.get_suptitle()]))
                 figure.suptitle(said, color="#B00000", fontsize=8.5, fontweight="bold")
         plt.close(figure)
         return figure
