@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from sklearn.neighbors import KNeighborsClassifier
+from sklearn.neighbors import NearestNeighbors
 from sklearn.preprocessing import StandardScaler, normalize
 from threadpoolctl import threadpool_limits
 
@@ -46,16 +46,18 @@ def make_knn(features: Path, table: pd.DataFrame, settings: Mapping[str, Any]) -
 def _fit(
     features: Mapping[str, Array], labels: Array, train: Array, candidates: tuple[int, ...]
 ) -> dict[tuple[str, int], Array]:
-    found = {}
+    found, classes = {}, np.eye(labels.max() + 1)
+    most = min(max(candidates), int(train.sum()))
     for pooling, array in features.items():
         x = np.asarray(array, np.float32)
         x = normalize(StandardScaler().fit(x[train]).transform(x))  # Euclidean distance now ranks as the cosine does
+        search = NearestNeighbors(n_neighbors=most, algorithm="brute").fit(x[train])
+        distance, nearest = search.kneighbors(x[~train])
         for k in candidates:
-            model = KNeighborsClassifier(min(k, int(train.sum())), weights=_nearness, algorithm="brute")
-            model.fit(x[train], labels[train])
-            scores = np.full((len(labels), labels.max() + 1), np.nan)
-            scores[~train] = 0.0
-            scores[np.ix_(~train, model.classes_)] = model.predict_proba(x[~train])
+            weights = _nearness(distance[:, :k])
+            votes = (weights[:, :, None] * classes[labels[train][nearest[:, :k]]]).sum(1)
+            scores = np.full((len(labels), len(classes)), np.nan)
+            scores[~train] = votes / weights.sum(1, keepdims=True)
             found[pooling, k] = scores
     return found
 
