@@ -22,7 +22,7 @@ from brainfm_lib.probes.selection import select_and_score
 from brainfm_lib.stats import permutation_p_refit
 
 PENALTIES = tuple(float(c) for c in np.logspace(-5, 0, 6))  # C of the L2 penalty, on standardised features
-FEW = 1100  # weights up to which Newton steps are the faster and more exact way to the optimum
+FEW = 800  # weights up to which Newton steps are the faster and more exact way to the optimum
 UNCHOSEN_C = 1e-2  # where two folds leave nothing to choose on
 
 
