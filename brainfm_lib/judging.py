@@ -109,8 +109,8 @@ def compare_runs(names: Sequence[str]) -> Iterator[str]:
     yield f"{runs[0].id:<28} {_area(runs[0])}"
     for run in runs[1:]:
         d = compare(run, runs[0])
-        p = "p is not given under cross-validation" if pd.isna(d.p) else f"p = {d.p:.4f}"
-        yield f"{run.id:<28} {_area(run)}  difference {d.estimate:+.3f} [{d.low:+.3f}, {d.high:+.3f}], {p}"
+        difference = f"difference {d.estimate:+.3f} [{d.low:+.3f}, {d.high:+.3f}], p = {d.p:.4f}"
+        yield f"{run.id:<28} {_area(run)}  {difference}"
 
 
 def _area(run: Run) -> str:

@@ -35,18 +35,25 @@ def task_leaks(study: StudyData, task: str) -> list[str]:
     return found
 
 
-def encoder_leaks(study: StudyData, name: str, settings: EncoderSettings, task: str) -> list[str]:
-    """Whether an encoder from elsewhere has seen scans that the task evaluates on, where it says what it has seen."""
+def encoder_leaks(
+    study: StudyData, name: str, settings: EncoderSettings, task: str, *, resplit: bool = False
+) -> list[str]:
+    """Whether an encoder from elsewhere has seen scans that the task evaluates on, where it says what it has seen.
+
+    Args:
+        study: With the task.
+        name, settings: Of the encoder.
+        task: Its name.
+        resplit: Ask for random splits, which evaluate on any subject of the task.
+    """
+    seen = trained_on(settings, study.manifest)
+    if not seen:
+        return []
     table = study.task_table(task)
-    held = table if "fold" in table else table[table["split"] != "train"]
-    count = _seen(study, settings, task, held)
+    held = table if resplit or "fold" in table else table[table["split"] != "train"]
+    digests = study.cohort(study.manifest.tasks[task].cohort).scans.loc[held["row"], "digest"]
+    count = sum(digest[:KEY] in seen for digest in digests)
     return [f"{name} was pretrained on {_counted(count, 'scan')} that {task} evaluates on"] if count else []
-
-
-def own_leaks(study: StudyData, name: str, settings: EncoderSettings, task: str) -> list[str]:
-    """The same for a random split, which may test any subject of the task."""
-    count = _seen(study, settings, task, study.task_table(task))
-    return [f"{name} was pretrained on {_counted(count, 'scan')} of {task}"] if count else []
 
 
 def resplit_leaks(study: StudyData, task: str) -> list[str]:
@@ -64,12 +71,6 @@ def resplit_leaks(study: StudyData, task: str) -> list[str]:
     if (~within["same_subject"].astype(bool)).any():
         found.append("two of its subjects share nearly the same scan")
     return found
-
-
-def _seen(study: StudyData, settings: EncoderSettings, task: str, table: pd.DataFrame) -> int:
-    seen = trained_on(settings, study.manifest) or set()
-    digests = study.cohort(study.manifest.tasks[task].cohort).scans.loc[table["row"], "digest"]
-    return sum(digest[:KEY] in seen for digest in digests)
 
 
 def _counted(n: int, word: str) -> str:

@@ -18,18 +18,21 @@ if TYPE_CHECKING:
 OWN = ("objective", "optimiser.lr")  # what an arm has of its own, and what is tuned for each
 
 
-def matched_table(study: Study) -> pd.DataFrame:
+def matched_table(study: Study, trials: pd.DataFrame) -> pd.DataFrame:
     """What each arm's pretraining takes.
+
+    Args:
+        study: Whose arms.
+        trials: From `trial_table`.
 
     Returns:
         arm, volumes, tokens_seen, flops, lr, trials (rates whose probes are on file).
     """
-    tried = trial_table(study)
     rows = []
     for arm in trained_arms(study):
         config = study.profile.pretraining(arm, study.seed)
         cost = vars(pretraining_cost(config))
-        rows.append({"arm": arm, **cost, "lr": config.optimiser.lr, "trials": int((tried["arm"] == arm).sum())})
+        rows.append({"arm": arm, **cost, "lr": config.optimiser.lr, "trials": int((trials["arm"] == arm).sum())})
     return pd.DataFrame(rows, columns=["arm", "volumes", "tokens_seen", "flops", "lr", "trials"])
 
 

@@ -74,7 +74,7 @@ class Study(StudyEvaluation):
         super().__init__(load_manifest(manifest), settings, progress=progress, allow_leak=allow_leak)
         self.profile_name, self.seed, self.cpu = profile, int(seed), cpu
         self.compile, self.recompute = compile, recompute
-        self.used, self._leaks, self._labels, self._digests = {}, {}, {}, {}
+        self.used, self._leaks, self._met, self._labels, self._digests = {}, {}, {}, {}, {}
         self._asked: list[str] = []
         self.arms: tuple[str, ...] = tuple(ARMS) if objective == "all" else (objective,)
         self._configs: dict[str, RunConfig] = {}

@@ -16,7 +16,7 @@ from brainfm_lib.data.phantom.cohort import determinants
 from brainfm_lib.errors import InputError
 from brainfm_lib.external import check_unchanged, make_function_features, make_import, weights_digest
 from brainfm_lib.identity import stable_hash
-from brainfm_lib.leaks import encoder_leaks, own_leaks, resplit_leaks, task_leaks
+from brainfm_lib.leaks import encoder_leaks, resplit_leaks, task_leaks
 from brainfm_lib.objectives import ARMS
 from brainfm_lib.probes.results import fold_rows, with_shuffled_labels
 from brainfm_lib.runs import Run, RunConfig
@@ -40,6 +40,7 @@ class StudyEvaluation(StudyData, ABC):
     """
 
     _leaks: dict[str, list[str]]  # by task, as are hashes of its labels
+    _met: dict[str, list[str]]  # what random splits of a task would leak
     _labels: dict[str, str]
     _digests: dict[str, str]
 
@@ -59,7 +60,10 @@ class StudyEvaluation(StudyData, ABC):
     @property
     def own_weights(self) -> tuple[str, ...]:
         """Those of `own` that are weights, not functions, and so can be trained further."""
-        return tuple(name for name, settings in self.own.items() if settings.kind != "python")
+        return tuple(name for name in self.own if not self._is_function(name))
+
+    def _is_function(self, arm: str) -> bool:
+        return arm in self.own and self.own[arm].kind == "python"
 
     def leaks(self, task: str) -> list[str]:
         """What the audit holds against a task, a clause each; empty where nothing leaks."""
@@ -118,7 +122,7 @@ class StudyEvaluation(StudyData, ABC):
         if arm == NUISANCE:
             code = ("brainfm_lib.data.audit", *self.cohort(cohort).code)
             return RunConfig("nuisance", settings, {"scans": self.cohort(cohort).digest}, code=code)
-        if arm in self.own and arm not in self.own_weights:
+        if self._is_function(arm):
             own = self.own[arm]
             data = {"scans": self.cohort(cohort).digest, "function": self._digest_of(arm)}
             code = ("brainfm_lib.external", *self.cohort(cohort).code)
@@ -134,7 +138,7 @@ class StudyEvaluation(StudyData, ABC):
         if arm == NUISANCE:
             return make_nuisance(lambda: self.volumes(cohort))
         making: dict[str, Any] = {"batch_size": self.profile.evaluation.batch_size, "cpu": self.cpu}
-        if arm in self.own and arm not in self.own_weights:
+        if self._is_function(arm):
             path = self.manifest.resolve(self.own[arm].path)
             unchanged = partial(check_unchanged, self.own[arm], self.manifest, self._digest_of(arm))
             return make_function_features(
@@ -144,7 +148,7 @@ class StudyEvaluation(StudyData, ABC):
         return make_features(folder, lambda: self.volumes(cohort), **making)
 
     def _import_config(self, name: str) -> RunConfig:
-        if name not in self.own_weights:
+        if self._is_function(name):
             raise InputError(f"The encoder {name!r} is a function: it gives features and has no weights to train.")
         own = self.own[name]
         settings = {"kind": own.kind, "heads": own.heads, "grid": own.grid} if own.kind == "monai" else {}
@@ -249,7 +253,11 @@ class StudyEvaluation(StudyData, ABC):
         settings = self.manifest.task(task)
         if "fold" in self.task_table(task) or settings.splits is not None or settings.grouped_by == "site":
             raise InputError(f"Task {task!r} is cross-validated, or split officially or by site: it is not split anew.")
-        met = resplit_leaks(self, task) + (own_leaks(self, arm, self.own[arm], task) if arm in self.own else [])
+        if task not in self._met:
+            self._met[task] = resplit_leaks(self, task)
+        met = list(self._met[task])
+        if arm in self.own:
+            met += encoder_leaks(self, arm, self.own[arm], task, resplit=True)
         if met:
             raise InputError(f"Task {task!r} is not split anew: {'; '.join(met)}.")
         return self._on_features("resplit", arm, task)

@@ -21,21 +21,26 @@ def encoder():
     return VisionTransformer3d(VisionTransformerConfig(patch_size=8, embed_dim=24, depth=2, heads=2))
 
 
+def split_table(labels):
+    """A scan a subject; of every ten, six for training and two for validation."""
+    place = np.arange(len(labels)) % 10
+    return pd.DataFrame(
+        {
+            "scan_uid": [f"scan-{i}" for i in range(len(labels))],
+            "subject_id": [f"sub-{i}" for i in range(len(labels))],
+            "label": labels,
+            "split": np.select([place < 6, place < 8], ["train", "val"], "test"),
+        }
+    )
+
+
 def task(n=100, seed=0):
     """Volumes (n, 16, 16, 24): class 1 has a bright slab at the front."""
     rng = np.random.default_rng(seed)
     labels = np.arange(n) % 2
     volumes = rng.uniform(0.2, 0.5, (n, 16, 16, 24))
     volumes[labels == 1, :, 8:] += 0.3
-    table = pd.DataFrame(
-        {
-            "scan_uid": [f"scan-{i}" for i in range(n)],
-            "subject_id": [f"sub-{i}" for i in range(n)],
-            "label": labels,
-            "split": np.select([np.arange(n) % 10 < 6, np.arange(n) % 10 < 8], ["train", "val"], "test"),
-        }
-    )
-    return volumes.astype(np.float16), table
+    return volumes.astype(np.float16), split_table(labels)
 
 
 @pytest.mark.parametrize("pooling", ["mean", "attentive", "regional"])
@@ -132,15 +137,7 @@ def needle(n=300, seed=0):
     tokens[np.arange(n), :, 1] *= 3
     tokens[np.arange(n), where, 0] = 8
     tokens[np.arange(n), where, 1] = 2.0 * labels - 1
-    table = pd.DataFrame(
-        {
-            "scan_uid": [f"scan-{i}" for i in range(n)],
-            "subject_id": [f"sub-{i}" for i in range(n)],
-            "label": labels,
-            "split": np.select([np.arange(n) % 10 < 6, np.arange(n) % 10 < 8], ["train", "val"], "test"),
-        }
-    )
-    return tokens.astype(np.float16), table
+    return tokens.astype(np.float16), split_table(labels)
 
 
 def test_a_query_finds_the_token_that_a_mean_drowns():

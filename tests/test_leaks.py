@@ -151,7 +151,7 @@ def test_no_random_split_tests_what_an_encoder_has_seen(make_study, tmp_path):
     path = make_study(encoders={"mine": {"kind": "folder", "path": str(folder)}}).manifest.path
     study = Study("tiny", path, overrides=few, progress=False)
     assert study.run("probe:mine:disease") and study.run("resplit:raw-voxels:disease")
-    with pytest.raises(InputError, match=r"mine was pretrained on .* scans of disease"):
+    with pytest.raises(InputError, match=r"mine was pretrained on .* scans that disease evaluates on"):
         study.run("resplit:mine:disease")
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from brainfm_lib import comparison, compute, matching, notes, repetition
+from brainfm_lib import comparison, compute, matching, notes, repetition, tables
 from brainfm_lib.errors import InputError
 from brainfm_lib.judging import judge
 from brainfm_lib.models import VisionTransformer3d
@@ -72,7 +72,10 @@ def test_shipped_arms_are_matched_and_the_authors_are_not():
         assert matching.unmatched(Study(name, progress=False)) == []
     unmatched = matching.unmatched(Study("replica", progress=False))
     assert "optimiser.steps" in unmatched and "not matched**" in notes.matched_note(Study("replica")).data
-    table = matching.matched_table(Study("tiny", progress=False))
+    study = Study("tiny", progress=False)
+    table = matching.matched_table(study, matching.trial_table(study))
+    shown = tables.matched_table(table)
+    assert shown["arm"].tolist() == ["MAE", "SL-MAE", "JEPA", "VCR-JEPA"] and set(shown["rates on file"]) == {"0"}
     assert list(table["arm"]) == list(ARMS) and table["tokens_seen"].nunique() == 1
     flops = table.set_index("arm")["flops"]
     assert flops["mae"] == flops["sl-mae"] and flops["jepa"] == flops["vcr-jepa"]
@@ -97,6 +100,8 @@ def test_rates_are_tried_on_validation_subjects_and_the_table_says_which_is_best
     runs = [study.run(f"probe:mae:{task}") for task in study.tasks]
     values = [float(run.table("chosen")["validation_auroc"].iloc[0]) for run in runs]
     assert table["validation"].iloc[1] == pytest.approx(np.mean(values))
+    shown = tables.trial_table(table).iloc[0]
+    assert shown["0.001"] == f"<b>{table['validation'].iloc[1]:.3f}</b>" and "<b>" not in shown["0.0005"]
     best = float(settings.split(": ")[2].rstrip("}"))
     assert table.set_index("lr")["validation"].idxmax() == best
     assert ("best of them" in notes.trials_note(table, study.arms).data) == (best == 1e-3)
@@ -118,6 +123,8 @@ def test_seeds_and_splits_are_read_when_present(study):
     spread = repetition.variance_table(repeats).set_index("arm")
     assert spread.loc["mae", ["seed", "split", "rest", "subjects"]].notna().all()
     assert np.isnan(spread.loc["raw-voxels", "seed"]) and (spread["subjects"] > 0).all()
+    shown = tables.variance_table(repetition.variance_table(repeats), {"ad": "Dementia"})
+    assert (shown["task"] == "Dementia").all() and "sd, seed" in shown and "MAE" in set(shown["arm"])
     differences = repetition.over_splits(study, repeats)
     assert set(differences["baseline"]) == {"random-init", "raw-voxels"} and differences["p_holm"].between(0, 1).all()
     assert study.identify("optional:resplit:mae:ad@seed=1") == other.run("resplit:mae:ad").id
@@ -155,6 +162,10 @@ def test_a_cross_validated_difference_has_nadeau_and_bengios_p_and_one_test_set_
         assert each.empty if expected else each.mean() == pytest.approx(whole)
         assert len(chosen) == expected  # nothing is picked where validation and test subjects are the same
         if expected:
+            (cells,) = tables.picked_table(chosen, {"ad": "Dementia"}).to_dict("records")
+            assert cells["task"] == "Dementia" and cells["AUROC, test"].startswith(
+                f"{chosen['estimate'].iloc[0]:.2f} ["
+            )
             best = max(("random-init", "mae"), key=lambda arm: validation(owner, arm))
             assert chosen["arm"].iloc[0] == best and chosen["validation"].iloc[0] == validation(owner, best)
         assert table["p"].between(0, 1).all() and table["p_delong"].notna().all() == expected

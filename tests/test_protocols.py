@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from brainfm_lib import comparison
+from brainfm_lib import comparison, notes
 from brainfm_lib.errors import InputError
 from brainfm_lib.judging import compare_runs, judge
 from brainfm_lib.probes.fewshot import few_shot
@@ -178,7 +178,10 @@ def test_a_page_that_looked_for_a_run_is_out_of_date_once_it_is_there(confounded
 
 def test_the_supervised_network_is_a_row_of_fine_tuning(confounded):
     assert confounded.config("finetune:cnn:age").inputs == {}
-    confounded.run("finetune:cnn:age")
+    assert "not been trained" in notes.cnn_note(confounded).data
+    epochs = confounded.run("finetune:cnn:age").provenance["epochs"]
+    share = confounded.cnn_share("age", epochs)
+    assert f"age {epochs} epochs ({100 * share:.0f} %)" in notes.cnn_note(confounded).data and share > 0
     rows = confounded.results().query("arm == 'cnn'")
     assert set(rows["protocol"]) == {"fine-tune"} and rows["estimate"].notna().any()
     assert "cnn" not in set(comparison.paired_differences(confounded)["arm"])
