@@ -1,10 +1,10 @@
 """What is there to be won on the phantom tasks, before any pretrained encoder is probed on them.
 
     python benchmarks/calibration.py --write benchmarks/calibration.json > book/measured/calibration.txt
-    BRAINFM_MANIFEST=book/examples/dials.yaml python benchmarks/calibration.py --subjects 800 > book/measured/dials.txt
+    BRAINFM_MANIFEST=book/examples/dials.yaml python benchmarks/calibration.py --subjects 500 > book/measured/dials.txt
 
 For each simulated task of the manifest: the ideal observer; a linear probe of the latents themselves (all that the
-cohort carries, not only those that the label shifts); a supervised CNN (MONAI's ResNet, trained from scratch; after a
+subjects of a cohort carry); a supervised CNN (MONAI's ResNet, trained from scratch; after a
 first look at this table, in which it had learned little of the grade of tumours, its epochs were raised from 24 to 40
 and its scores averaged over each scan and its mirror image); raw voxels (principal components and a logistic
 classifier, as in the report); an untrained encoder; and the best of age, sex, brain volume, site and contrast alone.
@@ -76,7 +76,7 @@ def train_cnn(volumes: np.ndarray, table: pd.DataFrame, seed: int = 0) -> np.nda
 
 
 def latents(spec: PhantomSpec, table: pd.DataFrame) -> np.ndarray:
-    """(n, K) all factors of subjects who carry any, else the one latent severity."""
+    """(n, K) all factors that subjects carry, if they carry any, else the one latent severity."""
     numbers = [int(name.rsplit("-", 1)[-1]) for name in table["subject_id"]]
     if not CONDITIONS[spec.conditions[0][0]].setting:
         return np.array([[draw_subject(spec, number).severity] for number in numbers])

@@ -58,15 +58,30 @@ def measure_truth(
     mean = power.mean(axis=0)
     share = np.cumsum(mean * frequencies**2)  # a shell's modes grow with the square of its radius
     low, middle, high = (float(frequencies[np.searchsorted(share, q * share[-1])]) for q in (0.1, 0.5, 0.9))
-    setting = CONDITIONS[classes[0][0]].setting
     truth = {
         "ideal_auroc": ideal_auroc(classes, spec),
-        "rank": len(dials.FACTORS[setting]) if setting else 1,
+        "rank": _rank(spec, classes),
         "frequency_10": low,
         "frequency_50": middle,
         "frequency_90": high,
     }
     return truth, pd.DataFrame({"frequency": frequencies, "power": mean})
+
+
+def _rank(spec: PhantomSpec, classes: Sequence[Sequence[str]]) -> int:
+    """Rank of the covariance that a task's latents have apart from the label: of the dials' factors, as drawn.
+
+    Other families have one latent severity.
+    """
+    names = [name for names in classes for name in names]
+    if any(CONDITIONS[name].family != "dial" for name in names):
+        return 1
+    rng, drawn = np.random.default_rng(0), []
+    for name in names:
+        severities = severity_mean(name, spec) + rng.standard_normal(4 * dials.COUNT)
+        factors = np.stack([dials.draw_factors(CONDITIONS[name].setting, s, rng) for s in severities])
+        drawn.append(factors - factors.mean(0))
+    return int(np.linalg.matrix_rank(np.concatenate(drawn), tol=1e-6))
 
 
 def make_truth(

@@ -1,16 +1,21 @@
 """Two dials on where a known signal lies, at an ideal observer's AUROC that no setting of them changes.
 
-Every subject of the family "dial" carries `FACTORS` independent latent factors. Each is a signed pattern of small
-relative brightness on brain tissue: noise of one radial band of spatial frequency, fixed to the field of view, so that
-anatomy does not smear a fine pattern more than a coarse one. A setting names the factors that a label shifts, together
-by d' standard deviations:
+A factor is a signed pattern of small relative brightness on brain tissue: noise of one radial band of spatial
+frequency, fixed to the field of view, so that anatomy does not smear a fine pattern more than a coarse one. A setting
+names the factors that its subjects carry, independent and of unit variance, and that their label shifts, all alike and
+together by d' standard deviations:
 
 - `frequency-NN`: `PER_BAND` factors at 0.NN cycles per voxel; the dial is the frequency.
-- `dimension-D`: D factors of one broad band, each shifted by d'/sqrt(D); the dial is D, the rank of the signal.
+- `dimension-D`: D factors of one broad band, each shifted by d'/sqrt(D); the dial is D, the rank of their covariance.
 
-All other factors are there as in anybody. Given the factors u, the label tells u apart as two Gaussians of unit
-variance in every direction, so the sum of the shifted factors is all an ideal observer needs, and its AUROC is
-Phi(d'/sqrt 2) whatever the setting.
+Given the factors u, the label tells u apart as two Gaussians of unit variance in every direction, so the sum of the
+factors is all an ideal observer needs, and its AUROC is Phi(d'/sqrt 2) whatever the setting.
+
+Factors that a setting does not name are absent from its subjects. Were they there, the dimension dial would turn
+nothing: a label that shifts D of many independent factors of equal variance shifts one factor, their scaled sum, and
+leaves the rest as they were, so that no observer of images could tell D from 1. With the others absent, D is the number
+of directions in which subjects of the setting differ apart from anatomy and scanner, and only one of them, which no
+variance betrays, tells their label. Subjects of the condition `POPULATION` carry all factors: a cohort to pretrain on.
 """
 
 from __future__ import annotations
@@ -29,6 +34,7 @@ DIMENSIONS = (1, 2, 4, 8, 16, 32, 64)
 BROAD = (0.16, 0.40)  # cycles per voxel, the band of all factors of the dimension dial
 AMPLITUDE = 0.02  # of the local signal: a factor's root mean square over brain tissue at one standard deviation
 SEPARATION = 2.0  # d' of case against control
+POPULATION = "dial-population"  # the condition of those who carry every factor and have no label
 SEED = 20  # of the patterns, which are the same in every cohort: a pretrained encoder may know them
 
 FACTORS: dict[str, tuple[int, ...]] = {
@@ -46,19 +52,20 @@ def band_of(factor: int) -> tuple[float, float]:
 
 
 def draw_factors(setting: str, severity: float, rng: np.random.Generator) -> np.ndarray:
-    """Draw a subject's factors given the scaled sum of those that its label shifts.
+    """Draw a subject's factors given their scaled sum.
 
     Args:
-        setting: A key of `FACTORS`.
+        setting: A key of `FACTORS`; "" for all factors.
         severity: Sum of the setting's factors over sqrt(their number): Gaussian with unit variance.
         rng: Generator of the subject.
 
     Returns:
-        (COUNT,) float64. Around its mean each factor is Gaussian, of unit variance and independent of all others.
+        (COUNT,) float64: those of the setting, around their mean Gaussian, of unit variance and independent of each
+        other; 0 elsewhere.
     """
-    factors = rng.standard_normal(COUNT)
-    mine = list(FACTORS[setting])
-    factors[mine] += severity / len(mine) ** 0.5 - factors[mine].mean()
+    mine = list(FACTORS[setting]) if setting else list(range(COUNT))
+    drawn, factors = rng.standard_normal(COUNT)[mine], np.zeros(COUNT)
+    factors[mine] = drawn + severity / len(mine) ** 0.5 - drawn.mean()
     return factors
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from brainfm_lib.data.phantom.dials import FACTORS, SEPARATION
+from brainfm_lib.data.phantom.dials import FACTORS, POPULATION, SEPARATION
 
 if TYPE_CHECKING:
     from brainfm_lib.data.phantom.cohort import PhantomSpec
@@ -28,7 +28,7 @@ class Condition:
         ages: Mean and standard deviation of age, years; the same for every condition of a family, so that age says
             nothing about the diagnosis.
         age_range: Youngest and oldest, years.
-        setting: Of the dials, a key of `dials.FACTORS`; "" elsewhere.
+        setting: Of the dials, a key of `dials.FACTORS`; "" elsewhere and for subjects who carry every factor.
     """
 
     family: str
@@ -51,6 +51,7 @@ CONDITIONS: dict[str, Condition] = {
     "control": Condition("autism", 0.0, *_YOUNG),
     "autism": Condition("autism", 1.6, *_YOUNG),
 }
+CONDITIONS[POPULATION] = Condition("dial", 0.0, *_MIDDLE)
 for _setting in FACTORS:
     for _name, _mean in (("control", -SEPARATION / 2), ("case", SEPARATION / 2)):
         CONDITIONS[f"{_setting}-{_name}"] = Condition("dial", _mean, *_MIDDLE, setting=_setting)
