@@ -28,15 +28,13 @@ from brainfm_lib.data.audit import confounding, covariates
 from brainfm_lib.data.augment import zscore
 from brainfm_lib.data.cohort import Cohort
 from brainfm_lib.data.geometry import Geometry
-from brainfm_lib.data.phantom import CONDITIONS, PhantomSpec, render
-from brainfm_lib.data.phantom.cohort import draw_subject
+from brainfm_lib.data.phantom import PhantomSpec, render
 from brainfm_lib.data.phantom.draws import draw
 from brainfm_lib.data.phantom.rendering import render_draws, single_threaded
 from brainfm_lib.models.baselines import small_resnet
-from brainfm_lib.probes import evaluate, linear_probe
 from brainfm_lib.stats import auroc_interval
 from brainfm_lib.study import Study
-from brainfm_lib.verdict import RAW_VOXELS
+from brainfm_lib.verdict import ORACLE, RAW_VOXELS
 
 SUBJECTS = 3000  # of each cohort at most
 EPOCHS, BATCH, RATE, DECAY = 40, 32, 2e-3, 0.05
@@ -73,14 +71,6 @@ def train_cnn(volumes: np.ndarray, table: pd.DataFrame, seed: int = 0) -> np.nda
     with torch.no_grad():
         parts = [inputs[i : i + 64] for i in range(0, len(inputs), 64)]
         return torch.cat([(model(x).softmax(1) + model(x.flip(2)).softmax(1)) / 2 for x in parts]).numpy()
-
-
-def latents(spec: PhantomSpec, table: pd.DataFrame) -> np.ndarray:
-    """(n, K) all factors that subjects carry, if they carry any, else the one latent severity."""
-    numbers = [int(name.rsplit("-", 1)[-1]) for name in table["subject_id"]]
-    if not CONDITIONS[spec.conditions[0][0]].setting:
-        return np.array([[draw_subject(spec, number).severity] for number in numbers])
-    return np.stack([draw(spec, number, 0).factors for number in numbers])
 
 
 def witness(cohort: Cohort, geometry: Geometry) -> dict[str, Any]:
@@ -124,7 +114,7 @@ def main() -> None:
         assert isinstance(cohort.source, PhantomSpec)
         volumes = study.volumes(entry.cohort)
         rows = volumes.scans.reset_index().set_index("scan_uid")["index"].loc[table["scan_uid"]].to_numpy()
-        known = evaluate(linear_probe({"latents": latents(cohort.source, table)}, table), permutations=1).iloc[0]
+        known = study.run(f"probe:{ORACLE}:{task}").table("results").iloc[0]
         scores = train_cnn(volumes.read(rows), table)
         test = (table["split"] == "test").to_numpy()
         labels, subjects = table["label"].to_numpy()[test], table["subject_id"].to_numpy()[test]

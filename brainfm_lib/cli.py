@@ -173,6 +173,21 @@ def tune(
 
 
 @app.command()
+def causal(
+    profile: ProfileOption = "quick",
+    manifest: Annotated[str, typer.Option("--manifest", help="Manifest of the dials.")] = "book/examples/dials.yaml",
+    seeds: Annotated[int, typer.Option(help="Pretraining seeds.")] = 3,
+    cpu: CpuOption = False,
+) -> None:
+    """Pretrain on phantoms with all factors under several seeds, probe along both dials, and test the paper's claim."""
+    from brainfm_lib.causal import run_causal
+    from brainfm_lib.study import Study
+
+    for line in run_causal(Study(profile, manifest, cpu=cpu), seeds):
+        print(line, flush=True)
+
+
+@app.command()
 def compare(names: Annotated[list[str], typer.Argument(help="Runs of probes or fine-tuning on one task.")]) -> None:
     """AUROC of finished runs, and each one's paired difference from the first."""
     from brainfm_lib.judging import compare_runs

@@ -10,14 +10,13 @@ import pandas as pd
 
 from brainfm_lib import stats
 from brainfm_lib.errors import InputError
-from brainfm_lib.verdict import CNN, CONTROL, KINDS, METRIC, NUISANCE, RAW_VOXELS, SHUFFLED
+from brainfm_lib.verdict import CNN, CONTROL, KINDS, METRIC, NUISANCE, RAW_VOXELS, REGULARISED, SHUFFLED
 
 if TYPE_CHECKING:
     from brainfm_lib.runs import Run
     from brainfm_lib.study import Study
 
 PREDICTORS = ("position_mean", "interpolation")
-REGULARISED = {"sl-mae": "mae", "vcr-jepa": "jepa"}
 CONTROLS = (SHUFFLED, NUISANCE, RAW_VOXELS, CONTROL)
 CUTOFF = "spectral loss from here"
 GRADIENT = ("attentive", "finetune")  # kinds that need a fold of their own to choose the epoch on

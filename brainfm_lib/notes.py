@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 import pandas as pd
 from IPython.display import Markdown
 
-from brainfm_lib.comparison import PREDICTORS, REGULARISED
+from brainfm_lib.comparison import PREDICTORS
 from brainfm_lib.figures.style import title
 from brainfm_lib.matching import unmatched
-from brainfm_lib.tables import DECIDED
-from brainfm_lib.verdict import CNN, NUISANCE, SHUFFLED, TRANSDUCTIVE, rule, verdicts
+from brainfm_lib.tables.style import DECIDED
+from brainfm_lib.verdict import CNN, NUISANCE, REGULARISED, SHUFFLED, TRANSDUCTIVE, rule, verdicts
 
 if TYPE_CHECKING:
     from brainfm_lib.study import Study

@@ -8,10 +8,10 @@ import numpy as np
 import pandas as pd
 
 from brainfm_lib import stats
-from brainfm_lib.comparison import CONTROLS, REGULARISED, compared
+from brainfm_lib.comparison import CONTROLS, compared
 from brainfm_lib.errors import InputError
 from brainfm_lib.probes.resplits import TEST
-from brainfm_lib.verdict import CONTROL, RAW_VOXELS
+from brainfm_lib.verdict import CONTROL, RAW_VOXELS, REGULARISED
 
 if TYPE_CHECKING:
     from brainfm_lib.study import Study

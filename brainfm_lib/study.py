@@ -18,7 +18,9 @@ from brainfm_lib.errors import InputError
 from brainfm_lib.identity import stable_hash, write_atomic
 from brainfm_lib.objectives import ARMS, CONTROL
 from brainfm_lib.runs import Run, RunConfig, ensure, find
-from brainfm_lib.study_evaluation import JUDGED, StudyEvaluation
+from brainfm_lib.study_evaluation import JUDGED
+from brainfm_lib.study_structure import StudyStructure
+from brainfm_lib.verdict import AUXILIARY, REGULARISED
 
 FLAT_NAMES = {
     "spectral_weight": "spectral.weight",
@@ -30,7 +32,7 @@ FLAT_NAMES = {
 }
 
 
-class Study(StudyEvaluation):
+class Study(StudyStructure):
     """What is compared, and on what.
 
     Args:
@@ -146,8 +148,8 @@ class Study(StudyEvaluation):
     def optional(self, request: str) -> Run | None:
         """The run of `request` if it is there; a page that asked is out of date once it is, or no longer is.
 
-        ``<request>@seed=1`` or ``<request>@lr=0.001`` asks for the run as another seed, or another learning rate of
-        its arm, would make it.
+        ``<request>@seed=1``, ``<request>@lr=0.001`` or ``<request>@weight=0`` asks for the run as another seed, another
+        learning rate or another weight of its arm's auxiliary objective would make it, see `variant`.
         """
         found = find(self._config_of(request))
         self._asked.append(request)
@@ -160,17 +162,18 @@ class Study(StudyEvaluation):
         return (self.variant(plain, change) if change else self).config(plain)
 
     def variant(self, request: str, change: str) -> "Study":
-        """This study under another seed, or with another learning rate of the request's arm.
+        """This study under another seed, or with another setting of the request's arm.
 
         Args:
             request: Whose arm it is.
-            change: ``seed=1`` or ``lr=0.001``.
+            change: ``seed=1``; ``lr=0.001``; or ``weight=0``, of the auxiliary objective, at the learning rate of the
+                arm without one.
 
         Raises:
             InputError: `change` is neither.
         """
         name, _, value = change.partition("=")
-        arm = request.split(":")[1] if name == "lr" else ""
+        arm = request.split(":")[1] if name in ("lr", "weight") else ""
         if (arm, change) in self._variants:
             return self._variants[arm, change]
         other = copy.copy(self)  # cohorts, splits and what leaks depend on neither
@@ -180,10 +183,15 @@ class Study(StudyEvaluation):
                 other.seed = int(value)
             elif name == "lr":
                 other.profile = dataclasses.replace(self.profile, arm_lr={**self.profile.arm_lr, arm: float(value)})
+            elif name == "weight":
+                part, rate = AUXILIARY[arm], self.profile.pretraining(REGULARISED[arm], self.seed).optimiser.lr
+                weighted = dataclasses.replace(getattr(self.profile, part), weight=float(value))
+                rates = {**self.profile.arm_lr, arm: rate}
+                other.profile = dataclasses.replace(self.profile, arm_lr=rates, **{part: weighted})
             else:
                 raise ValueError
-        except ValueError as error:
-            raise InputError(f"{change!r} changes nothing that there is: write seed=1 or lr=0.001.") from error
+        except (KeyError, ValueError) as error:
+            raise InputError(f"{change!r} changes nothing of {request}: write seed=1, lr=0.001 or weight=0.") from error
         return self._variants.setdefault((arm, change), other)
 
     # --- kinds of run: a configuration, and how it is made -----------------------------------------------------------

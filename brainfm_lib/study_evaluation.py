@@ -12,7 +12,6 @@ import pandas as pd
 from brainfm_lib.compute import cnn_flops, finetuning_flops, matched_epochs, pretraining_cost
 from brainfm_lib.data.manifest import EncoderSettings
 from brainfm_lib.data.phantom import PhantomSpec
-from brainfm_lib.data.phantom.cohort import determinants
 from brainfm_lib.errors import InputError
 from brainfm_lib.external import check_unchanged, make_function_features, make_import, weights_digest
 from brainfm_lib.identity import stable_hash
@@ -21,15 +20,16 @@ from brainfm_lib.objectives import ARMS
 from brainfm_lib.probes.results import fold_rows, with_shuffled_labels
 from brainfm_lib.runs import Run, RunConfig
 from brainfm_lib.study_data import StudyData
-from brainfm_lib.verdict import CNN, CONTROL, KINDS, NUISANCE, RAW_VOXELS, SHUFFLED
+from brainfm_lib.verdict import CNN, CONTROL, KINDS, NUISANCE, ORACLE, RAW_VOXELS, SHUFFLED
 
 CODE = {
     "probe": "brainfm_lib.probes.linear",
     "knn": "brainfm_lib.probes.neighbours",
     "fewshot": "brainfm_lib.probes.fewshot",
     "resplit": "brainfm_lib.probes.resplits",
+    "components": "brainfm_lib.analysis.structure",
 }
-JUDGED = (*CODE, "attentive", "finetune")  # kinds of run that say what an arm reaches on a task
+JUDGED = (*CODE, "attentive", "finetune", "bands")  # kinds of run that say what an arm reaches on a task
 RESULT_NAMES = ("cohort", "task", "arm", "seed", "protocol", "run", "leak")
 
 
@@ -52,7 +52,7 @@ class StudyEvaluation(StudyData, ABC):
     def own(self) -> dict[str, EncoderSettings]:
         """Encoders made elsewhere that the manifest names and whose files are given, by name."""
         named = self.manifest.available_encoders()
-        taken = sorted(set(named) & {*ARMS, CONTROL, RAW_VOXELS, NUISANCE, SHUFFLED, CNN})
+        taken = sorted(set(named) & {*ARMS, CONTROL, RAW_VOXELS, NUISANCE, SHUFFLED, CNN, ORACLE})
         if taken:
             raise InputError(f"{self.manifest.path.name}: the encoder {taken[0]!r} needs a name of its own.")
         return named
@@ -122,6 +122,9 @@ class StudyEvaluation(StudyData, ABC):
         if arm == NUISANCE:
             code = ("brainfm_lib.data.audit", *self.cohort(cohort).code)
             return RunConfig("nuisance", settings, {"scans": self.cohort(cohort).digest}, code=code)
+        if arm == ORACLE:
+            data = {"scans": self.cohort(cohort).digest}
+            return RunConfig("latents-known", {}, data, code=("brainfm_lib.analysis.truth", *self.cohort(cohort).code))
         if self._is_function(arm):
             own = self.own[arm]
             data = {"scans": self.cohort(cohort).digest, "function": self._digest_of(arm)}
@@ -135,6 +138,13 @@ class StudyEvaluation(StudyData, ABC):
         from brainfm_lib.data.audit import make_nuisance
         from brainfm_lib.features import make_features
 
+        if arm == ORACLE:
+            from brainfm_lib.analysis.truth import make_latents
+
+            spec = self.cohort(cohort).source
+            if not isinstance(spec, PhantomSpec):
+                raise InputError(f"Nobody knows the latents of cohort {cohort!r}: its scans are real.")
+            return make_latents(spec, lambda: self.volumes(cohort).scans["subject_id"].tolist())
         if arm == NUISANCE:
             return make_nuisance(lambda: self.volumes(cohort))
         making: dict[str, Any] = {"batch_size": self.profile.evaluation.batch_size, "cpu": self.cpu}
@@ -163,32 +173,6 @@ class StudyEvaluation(StudyData, ABC):
         if name not in self._digests:
             self._digests[name] = weights_digest(self.own[name], self.manifest)
         return self._digests[name]
-
-    def _truth_parts(self, task: str) -> tuple[PhantomSpec, list[list[str]]]:
-        entry = self.manifest.tasks[task]
-        spec = self.cohort(entry.cohort).source
-        if not isinstance(spec, PhantomSpec):
-            raise InputError(f"Nobody knows the truth of task {task!r}: its scans are real.")
-        present = dict(spec.conditions)
-        classes: list[list[str]] = [[] for _ in entry.classes]
-        for name, label in entry.mapping.items():
-            if label is not None and str(name) in present:
-                classes[int(label)].append(str(name))
-        return spec, classes
-
-    def _truth_config(self, task: str) -> RunConfig:
-        spec, classes = self._truth_parts(task)
-        settings = {"classes": classes, "geometry": dataclasses.asdict(self.profile.geometry)}
-        return RunConfig(
-            "truth",
-            settings | {"spec": determinants(spec)},
-            code=("brainfm_lib.analysis.truth", "brainfm_lib.data.phantom.rendering"),
-        )
-
-    def _truth_make(self, task: str) -> Callable[[Path], Any]:
-        from brainfm_lib.analysis.truth import make_truth
-
-        return make_truth(*self._truth_parts(task), self.profile.geometry)
 
     def _task_settings(self, task: str) -> dict[str, Any]:
         table = self.task_table(task)

@@ -7,7 +7,10 @@ import pandas as pd
 CONTROL = "random-init"
 # Controls that are no encoder: voxels, what is known without a look at the brain, and labels dealt out anew.
 RAW_VOXELS, NUISANCE, SHUFFLED = "raw-voxels", "nuisance", "label-shuffle"
+ORACLE = "oracle"  # the latents that a phantom's label is drawn from: what a probe with as many subjects could reach
 CNN = "cnn"  # the supervised network, trained from scratch on the labels alone
+REGULARISED = {"sl-mae": "mae", "vcr-jepa": "jepa"}  # an arm with an auxiliary objective -> the same arm without
+AUXILIARY = {"sl-mae": "spectral", "vcr-jepa": "vcr"}  # and the profile's part that holds its weight
 KINDS = {"probe": "linear", "attentive": "attentive", "knn": "kNN", "finetune": "fine-tune"}  # run -> its protocol
 PROTOCOLS = {
     "linear": "a linear probe on frozen features",

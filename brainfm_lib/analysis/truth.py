@@ -84,6 +84,27 @@ def _rank(spec: PhantomSpec, classes: Sequence[Sequence[str]]) -> int:
     return int(np.linalg.matrix_rank(np.concatenate(drawn), tol=1e-6))
 
 
+def latents(spec: PhantomSpec, subjects: Sequence[str]) -> np.ndarray:
+    """(n, K) what the labels of subjects are drawn from: all factors that they carry, else the one latent severity."""
+    from brainfm_lib.data.phantom.cohort import draw_subject
+    from brainfm_lib.data.phantom.draws import draw
+
+    numbers = [int(name.rsplit("-", 1)[-1]) for name in subjects]
+    if any(CONDITIONS[name].family != "dial" for name, _ in spec.conditions):
+        return np.array([[draw_subject(spec, number).severity] for number in numbers])
+    return np.stack([draw(spec, number, 0).factors for number in numbers])
+
+
+def make_latents(spec: PhantomSpec, subjects: Callable[[], Sequence[str]]) -> Callable[[Path], dict[str, Any]]:
+    """What `runs.ensure` calls: features that know the truth, a row a scan."""
+
+    def make(folder: Path) -> dict[str, Any]:
+        np.save(folder / "latents.npy", latents(spec, subjects()), allow_pickle=False)
+        return {}
+
+    return make
+
+
 def make_truth(
     spec: PhantomSpec, classes: Sequence[Sequence[str]], geometry: Geometry
 ) -> Callable[[Path], dict[str, Any]]:

@@ -6,6 +6,13 @@ from brainfm_lib.figures.latents import eigenspectra, rank_measures
 from brainfm_lib.figures.probes import calibration_curves, few_shot_curves, forest_plot, roc_curves
 from brainfm_lib.figures.reconstruction import error_intervals, explained_latents
 from brainfm_lib.figures.spectra import radial_spectra
+from brainfm_lib.figures.structure import (
+    component_curves,
+    cutoff_curves,
+    dial_levels,
+    gains_along_dials,
+    measured_dials,
+)
 from brainfm_lib.figures.style import stamp
 from brainfm_lib.figures.training import heldout_curves, loss_curves
 
@@ -13,15 +20,20 @@ __all__ = [
     "calibration_curves",
     "cohort_montage",
     "cohort_summary",
+    "component_curves",
+    "cutoff_curves",
+    "dial_levels",
     "discriminative_spectra",
     "eigenspectra",
     "error_intervals",
     "explained_latents",
     "few_shot_curves",
     "forest_plot",
+    "gains_along_dials",
     "heldout_curves",
     "intensity_histogram",
     "loss_curves",
+    "measured_dials",
     "radial_spectra",
     "rank_measures",
     "reconstruction_panel",

@@ -1,0 +1,272 @@
+"""The causal test of the paper's claim: gains along two dials that turn one property of the signal and nothing else.
+
+Stated before any encoder was trained for it.
+
+Claim: the spectral loss helps more the finer the signal, and variance-covariance regularisation helps more the more
+directions it spans. Intervention: tasks in which an ideal observer reaches the same AUROC at every setting, while the
+frequency of the signal (`frequency`), or the rank of the factors' covariance (`dimension`), is set.
+
+Analysis: the gain of an arm over its twin without the auxiliary objective is the difference of their d' under a linear
+probe on the same test subjects, divided by the d' of a probe that is given the latents and learns from the same
+subjects. Each pretraining seed gives one slope of the gain over the dial (from 0 at its first setting to 1 at its
+last; the dimension on a log scale). Primary are two hypotheses, SL-MAE along `frequency` and VCR-JEPA along
+`dimension`, with a t-test over seeds, Holm-adjusted. Test subjects are the same under every seed, so a bootstrap over
+them stands beside.
+
+`supported`: the adjusted p is below 0.05, the mean slope is above 0, and so is the whole bootstrap interval.
+`refuted`: the same with the slope below 0. `open`: neither; the slope that could have been seen is given.
+Crossed controls, expected near 0 if each objective helps for the stated reason: SL-MAE along `dimension`, VCR-JEPA
+along `frequency`. Twins whose auxiliary objective has the weight 0 must equal the plain arms to the last bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from scipy.special import ndtri
+from scipy.stats import t
+
+from brainfm_lib import stats
+from brainfm_lib.data.phantom.dials import DIMENSIONS, FREQUENCIES
+from brainfm_lib.errors import InputError
+from brainfm_lib.probes.results import score_columns
+from brainfm_lib.stats.units import fold_mean_auroc, make_units, unit_weights
+from brainfm_lib.verdict import CONTROL, ORACLE, RAW_VOXELS, REGULARISED
+
+if TYPE_CHECKING:
+    from brainfm_lib.runs import Run
+    from brainfm_lib.study import Study
+
+MANIFEST = "book/examples/dials.yaml"
+SEEDS = 10  # pretraining seeds that are looked for, from 0
+FEWEST = 3  # seeds below which no slope is judged
+LEVEL, POWER = 0.95, 0.8
+EXTREME = 1e-3  # an AUROC is taken for no closer than this to 0 or 1, where d' has no value
+
+
+@dataclass(frozen=True)
+class Dial:
+    """A row of settings that differ in one property of the signal.
+
+    Attributes:
+        settings: Tasks, in order.
+        positions: (S,) of each on the dial, 0 to 1.
+        values: What the dial is set to.
+        unit: Of the values.
+        arm: The arm whose gain should rise along it.
+    """
+
+    settings: tuple[str, ...]
+    positions: tuple[float, ...]
+    values: tuple[float, ...]
+    unit: str
+    arm: str
+
+
+def _evenly(values: Sequence[float]) -> tuple[float, ...]:
+    return tuple((v - values[0]) / (values[-1] - values[0]) for v in values)
+
+
+DIALS = {
+    "frequency": Dial(
+        tuple(f"frequency-{band}" for band in FREQUENCIES),
+        _evenly(FREQUENCIES),
+        tuple(band / 100 for band in FREQUENCIES),
+        "cycles per voxel",
+        "sl-mae",
+    ),
+    "dimension": Dial(
+        tuple(f"dimension-{d}" for d in DIMENSIONS),
+        _evenly(np.log2(DIMENSIONS).tolist()),
+        tuple(float(d) for d in DIMENSIONS),
+        "directions",
+        "vcr-jepa",
+    ),
+}
+
+
+def requests(arms: Sequence[str]) -> list[str]:
+    """Probes of these arms at every setting."""
+    return [f"probe:{arm}:{setting}" for dial in DIALS.values() for setting in dial.settings for arm in arms]
+
+
+def run_causal(study: Study, seeds: int) -> Iterator[str]:
+    """Make what the test needs, a line a result: arms under `seeds` seeds, controls, and the twins of weight 0.
+
+    Args:
+        study: On the manifest of the dials.
+        seeds: Pretraining seeds, from 0.
+    """
+    check_study(study)
+    if not 1 <= seeds <= SEEDS:
+        raise InputError(f"{seeds} seeds were asked for: give 1 to {SEEDS}.")
+    for request in requests([ORACLE, RAW_VOXELS, CONTROL]):
+        yield f"{request:<36} {_said(study.run(request))}"
+    for arm in REGULARISED:
+        yield f"weight 0: {arm:<10} {'equals its plain arm' if twins_equal(study, arm, make=True) else 'DIFFERS'}"
+    for seed in range(seeds):
+        for request in requests([arm for pair in REGULARISED.items() for arm in pair]):
+            study.variant(request, f"seed={seed}").run(request)
+        yield f"seed {seed}: all probes"
+    yield slope_table(study).to_string(index=False)
+
+
+def check_study(study: Study) -> None:
+    """Whether a study is on the dials.
+
+    Raises:
+        InputError: A setting is missing.
+    """
+    missing = [s for dial in DIALS.values() for s in dial.settings if s not in study.tasks]
+    if missing:
+        raise InputError(f"The manifest has no task {missing[0]!r}: the causal test is made on {MANIFEST}.")
+
+
+def twins_equal(study: Study, arm: str, *, make: bool = False) -> bool | None:
+    """Whether an arm whose auxiliary objective has the weight 0 ends with the same weights as the plain one.
+
+    Args:
+        study: Whose profile and seed.
+        arm: ``sl-mae`` or ``vcr-jepa``.
+        make: Train both where they are missing; otherwise None is returned then.
+    """
+    change = "weight=0"
+    twin, plain = f"pretrain:{arm}", f"pretrain:{REGULARISED[arm]}"
+    if make:
+        runs: list[Run | None] = [study.variant(twin, change).run(twin), study.run(plain)]
+    else:
+        runs = [study.optional(f"{twin}@{change}"), study.optional(plain)]
+    files = [run.path / "encoder" / "model.safetensors" for run in runs if run is not None]
+    return files[0].read_bytes() == files[1].read_bytes() if len(files) == 2 else None
+
+
+def finished_seeds(study: Study) -> list[int]:
+    """Seeds of which every probe is there; nothing is made."""
+    arms = [arm for pair in REGULARISED.items() for arm in pair]
+    found = []
+    for seed in range(SEEDS):
+        if study.optional(f"{requests(arms)[-1]}@seed={seed}") is None:  # the last to be made: usually enough
+            continue
+        if all(study.optional(f"{request}@seed={seed}") is not None for request in requests(arms)):
+            found.append(seed)
+    return found
+
+
+def gain_table(study: Study, *, draws: int = 500) -> tuple[pd.DataFrame, dict[tuple[str, str], np.ndarray]]:
+    """Gains at every setting under every finished seed.
+
+    Returns:
+        dial, setting, position, value, arm, baseline, seed, auroc, auroc_baseline, auroc_oracle, gain; and for each
+        (dial, arm) the slopes averaged over seeds under `draws` resamples of the test subjects.
+    """
+    rows, resampled = [], {}
+    seeds = finished_seeds(study)
+    for name, dial in DIALS.items():
+        centred = np.asarray(dial.positions) - np.mean(dial.positions)
+        weights = centred / np.square(centred).sum()
+        for arm, baseline in REGULARISED.items():
+            slopes = np.zeros(draws)
+            for k, setting in enumerate(dial.settings):
+                known = study.optional(f"probe:{ORACLE}:{setting}")
+                for seed in seeds if known is not None else ():
+                    runs = [study.optional(f"probe:{one}:{setting}@seed={seed}") for one in (arm, baseline)]
+                    found = [_resample(run, draws) for run in (*runs, known) if run is not None]
+                    points, values = zip(*found, strict=True)
+                    rows.append(
+                        {
+                            "dial": name,
+                            "setting": setting,
+                            "position": dial.positions[k],
+                            "value": dial.values[k],
+                            "arm": arm,
+                            "baseline": baseline,
+                            "seed": seed,
+                            **dict(zip(("auroc", "auroc_baseline", "auroc_oracle"), points, strict=True)),
+                            "gain": float(_gain(*points)),
+                        }
+                    )
+                    slopes += weights[k] * _gain(*values) / len(seeds)
+            resampled[name, arm] = slopes
+    columns = ["dial", "setting", "position", "value", "arm", "baseline", "seed"]
+    return pd.DataFrame(rows, columns=[*columns, "auroc", "auroc_baseline", "auroc_oracle", "gain"]), resampled
+
+
+def slope_table(study: Study) -> pd.DataFrame:
+    """The pre-stated analysis.
+
+    Returns:
+        A row per dial and arm: dial, arm, baseline, primary (bool), seeds, estimate, low, high (t-interval over seeds),
+        low_subjects, high_subjects (bootstrap over test subjects), p, p_holm (of the two primary ones), detectable (the
+        slope that would have been found with probability 0.8), verdict (supported, refuted or open; "" for controls).
+        Empty below `FEWEST` finished seeds.
+    """
+    gains, resampled = gain_table(study)
+    rows = []
+    for name, dial in DIALS.items():
+        for arm, baseline in REGULARISED.items():
+            part = gains[(gains["dial"] == name) & (gains["arm"] == arm)]
+            if part["seed"].nunique() < FEWEST:
+                continue
+            wide = part.pivot(index="position", columns="seed", values="gain")
+            each = np.polyfit(wide.index, wide, 1)[0]
+            rows.append(
+                {
+                    "dial": name,
+                    "arm": arm,
+                    "baseline": baseline,
+                    "primary": arm == dial.arm,
+                    **slope_test(each),
+                    **dict(zip(("low_subjects", "high_subjects"), np.quantile(resampled[name, arm], [0.025, 0.975]))),
+                }
+            )
+    table = pd.DataFrame(rows, columns=COLUMNS[:-2]).astype({"primary": bool})
+    adjusted = pd.Series(np.nan, table.index)
+    adjusted[table["primary"]] = stats.holm(table["p"][table["primary"]]) if len(table) else []
+    table = table.assign(p_holm=adjusted)
+    return table.assign(verdict=[judge_slope(row) if row["primary"] else "" for _, row in table.iterrows()])
+
+
+COLUMNS = ["dial", "arm", "baseline", "primary", "seeds", "estimate", "low", "high", "p", "detectable"]
+COLUMNS += ["low_subjects", "high_subjects", "p_holm", "verdict"]
+
+
+def slope_test(slopes: np.ndarray) -> dict[str, Any]:
+    """t-test of the mean of one slope a seed (S,) against 0: seeds, estimate, low, high, p, detectable."""
+    n = len(slopes)
+    mean, error = float(np.mean(slopes)), float(np.std(slopes, ddof=1) / np.sqrt(n))
+    reach = float(t.isf((1 - LEVEL) / 2, n - 1)) * error
+    p = float(2 * t.sf(abs(mean) / error, n - 1)) if error > 0 else float(mean == 0)
+    # Holm's first step of two hypotheses; t quantiles, because the spread over seeds is estimated from few of them
+    seen = float(t.isf((1 - LEVEL) / 4, n - 1) + t.ppf(POWER, n - 1)) * error
+    return {"seeds": n, "estimate": mean, "low": mean - reach, "high": mean + reach, "p": p, "detectable": seen}
+
+
+def judge_slope(row: Any) -> str:
+    """``supported``, ``refuted`` or ``open``, as stated at the head of this file."""
+    if row["p_holm"] < 1 - LEVEL:
+        if row["estimate"] > 0 and row["low_subjects"] > 0:
+            return "supported"
+        if row["estimate"] < 0 and row["high_subjects"] < 0:
+            return "refuted"
+    return "open"
+
+
+def _gain(arm: Any, baseline: Any, oracle: Any) -> Any:
+    distance = [ndtri(np.clip(a, EXTREME, 1 - EXTREME)) for a in (arm, baseline, oracle)]  # √2 cancels
+    return (distance[0] - distance[1]) / distance[2]
+
+
+def _resample(run: Run, draws: int) -> tuple[float, np.ndarray]:
+    """AUROC of a probe on its test subjects, and under resamples of them that are the same for every probe."""
+    table = run.table("predictions")
+    units = make_units(table["label"], score_columns(table).to_numpy(), table["subject_id"], None, minimum=2)
+    return fold_mean_auroc(units), np.concatenate([fold_mean_auroc(units, w) for w in unit_weights(units, draws, 0)])
+
+
+def _said(run: Run) -> str:
+    row = run.table("results").set_index("metric").loc["auroc"]
+    return f"AUROC {row['estimate']:.3f} [{row['low']:.3f}, {row['high']:.3f}]"

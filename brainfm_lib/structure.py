@@ -1,0 +1,72 @@
+"""Task structure of a study: what `analysis.structure` measured, as far as it is there, beside the known truth."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+from scipy.stats import spearmanr
+
+from brainfm_lib.verdict import RAW_VOXELS
+
+if TYPE_CHECKING:
+    from brainfm_lib.causal import Dial
+    from brainfm_lib.runs import Run
+    from brainfm_lib.study import Study
+
+MEASURES = {"frequency": "reliance", "dimension": "dimension"}  # dial -> what should follow it
+
+
+def structure_rows(runs: dict[str, Run]) -> pd.DataFrame:
+    """One row a task.
+
+    Args:
+        runs: Task -> run of `bands:raw-voxels:task`.
+
+    Returns:
+        task, then auroc (of whole images), reliance and dimension, each with _low and _high.
+    """
+    rows = []
+    for task, run in runs.items():
+        row: dict[str, Any] = {"task": task}
+        for name in ("whole", "reliance", "dimension"):
+            found = run.table(name).iloc[0]
+            key = "auroc" if name == "whole" else name
+            row |= {key: found["estimate"], f"{key}_low": found["low"], f"{key}_high": found["high"]}
+        rows.append(row)
+    names = ("auroc", "reliance", "dimension")
+    columns = ["task", *(f"{name}{end}" for name in names for end in ("", "_low", "_high"))]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def look_into(study: Study, *, make: bool) -> dict[str, Run]:
+    """Task -> its run of band-limited images; made where `make`, else those that are there."""
+    found = {}
+    for task in study.tasks:
+        request = f"bands:{RAW_VOXELS}:{task}"
+        run = study.run(request) if make else study.optional(request)
+        if run is not None:
+            found[task] = run
+    return found
+
+
+def measured_dials(study: Study, dials: dict[str, Dial]) -> pd.DataFrame:
+    """What is measured of each setting of the dials: dial, setting, value, estimate, low, high."""
+    structure = structure_rows(look_into(study, make=False)).set_index("task")
+    rows = []
+    for name, dial in dials.items():
+        measure = MEASURES[name]
+        for setting, value in zip(dial.settings, dial.values, strict=True):
+            if setting in structure.index:
+                row = structure.loc[setting]
+                ends = {"low": row[f"{measure}_low"], "high": row[f"{measure}_high"]}
+                rows.append({"dial": name, "setting": setting, "value": value, "estimate": row[measure], **ends})
+    return pd.DataFrame(rows, columns=["dial", "setting", "value", "estimate", "low", "high"])
+
+
+def ordering(measured: pd.DataFrame) -> dict[str, float]:
+    """Dial -> Spearman's correlation of what it is set to and what is measured."""
+    return {
+        str(name): float(spearmanr(rows["value"], rows["estimate"]).statistic)
+        for name, rows in measured.groupby("dial")
+    }

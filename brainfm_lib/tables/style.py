@@ -1,0 +1,55 @@
+"""How a table of the report looks."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from brainfm_lib.identity import stable_hash
+
+if TYPE_CHECKING:
+    from pandas.io.formats.style import Styler
+
+    from brainfm_lib.study import Study
+
+
+DECIDED = 0.05  # an adjusted p below it decides a comparison
+
+
+def show(table: pd.DataFrame, caption: str = "", *, digits: int = 3) -> Styler:
+    """The table without its index, numbers rounded, under a caption; the same HTML for the same content."""
+    style = table.style.hide(axis="index").format(precision=digits, na_rep="–", thousands=",")
+    style = style.set_uuid(stable_hash([caption, list(map(str, table.columns))], 8))
+    left = [name for name in table.columns if not pd.api.types.is_numeric_dtype(table[name])]
+    style = style.set_properties(subset=left, **{"text-align": "left"})
+    styles = [{"selector": "caption", "props": "caption-side: top; text-align: left; padding-bottom: 0.4em"}]
+    styles.append({"selector": "th", "props": "text-align: left"})
+    if table.empty:
+        caption = "There is nothing to show."
+        styles.append({"selector": "caption", "props": "white-space: nowrap"})
+        style = style.hide(axis="columns")
+    return style.set_caption(caption).set_table_styles(styles)
+
+
+def task_titles(study: Study) -> dict[str, str]:
+    """Task -> its title; simulated ones say so."""
+    cohorts = study.manifest.cohorts
+    tasks = {name: study.manifest.tasks[name] for name in study.tasks}
+    return {
+        name: f"{task.title or name}{' (phantom)' if cohorts[task.cohort].kind == 'phantom' else ''}"
+        for name, task in tasks.items()
+    }
+
+
+def percent(share: float) -> str:
+    """Per cent of an efficiency; an AUROC of 1 or 0 has no finite one."""
+    return f"{round(100 * share)}" if np.isfinite(share) else "> 100" if share > 0 else "< 0"
+
+
+def p_text(value: float) -> str:
+    """A p-value as it stands in a cell."""
+    if pd.isna(value):
+        return "p –"
+    return "p < 0.001" if value < 0.001 else f"p = {value:.3f}"
