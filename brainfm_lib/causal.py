@@ -35,6 +35,7 @@ from brainfm_lib.data.phantom.dials import DIMENSIONS, FREQUENCIES
 from brainfm_lib.errors import InputError
 from brainfm_lib.probes.results import score_columns
 from brainfm_lib.stats.units import fold_mean_auroc, make_units, unit_weights
+from brainfm_lib.structure import look_into, structure_rows
 from brainfm_lib.verdict import CONTROL, ORACLE, RAW_VOXELS, REGULARISED
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ MANIFEST = "book/examples/dials.yaml"
 SEEDS = 10  # pretraining seeds that are looked for, from 0
 FEWEST = 3  # seeds below which no slope is judged
 LEVEL, POWER = 0.95, 0.8
+FIXED = (ORACLE, RAW_VOXELS, CONTROL)  # rows that no pretraining seed changes
 EXTREME = 1e-3  # an AUROC is taken for no closer than this to 0 or 1, where d' has no value
 
 
@@ -104,8 +106,12 @@ def run_causal(study: Study, seeds: int) -> Iterator[str]:
     check_study(study)
     if not 1 <= seeds <= SEEDS:
         raise InputError(f"{seeds} seeds were asked for: give 1 to {SEEDS}.")
-    for request in requests([ORACLE, RAW_VOXELS, CONTROL]):
+    for request in requests(FIXED):
         yield f"{request:<36} {_said(study.run(request))}"
+    for setting, run in look_into(study, make=True).items():
+        study.run(f"truth:{setting}")
+        one = structure_rows({setting: run}).iloc[0]
+        yield f"{setting:<16} reliance {one['reliance']:.2f}, dimension {one['dimension']:.1f}"
     for arm in REGULARISED:
         yield f"weight 0: {arm:<10} {'equals its plain arm' if twins_equal(study, arm, make=True) else 'DIFFERS'}"
     for seed in range(seeds):
@@ -195,6 +201,34 @@ def gain_table(study: Study, *, draws: int = 500) -> tuple[pd.DataFrame, dict[tu
     return pd.DataFrame(rows, columns=[*columns, "auroc", "auroc_baseline", "auroc_oracle", "gain"]), resampled
 
 
+def level_table(study: Study, gains: pd.DataFrame) -> pd.DataFrame:
+    """AUROC of every row at every setting, as far as it is there; nothing is made.
+
+    Args:
+        study: On the dials.
+        gains: From `gain_table`; arms are averaged over its seeds.
+
+    Returns:
+        dial, position, value, arm, auroc, ideal.
+    """
+    rows = []
+    pairs = (("arm", "auroc"), ("baseline", "auroc_baseline"))
+    for name, dial in DIALS.items():
+        for setting, position, value in zip(dial.settings, dial.positions, dial.values, strict=True):
+            truth = study.optional(f"truth:{setting}")
+            reached = {}
+            for arm in FIXED:
+                run = study.optional(f"probe:{arm}:{setting}")
+                if run is not None:
+                    reached[arm] = _point(run)
+            here = gains[gains["setting"] == setting]
+            reached |= {str(k): v for by, column in pairs for k, v in here.groupby(by)[column].mean().items()}
+            known = {"ideal": np.nan if truth is None else truth.table("truth")["ideal_auroc"].iloc[0]}
+            place = {"dial": name, "position": position, "value": value}
+            rows += [{**place, "arm": arm, "auroc": area, **known} for arm, area in reached.items()]
+    return pd.DataFrame(rows, columns=["dial", "position", "value", "arm", "auroc", "ideal"])
+
+
 def slope_table(study: Study) -> pd.DataFrame:
     """The pre-stated analysis.
 
@@ -265,6 +299,10 @@ def _resample(run: Run, draws: int) -> tuple[float, np.ndarray]:
     table = run.table("predictions")
     units = make_units(table["label"], score_columns(table).to_numpy(), table["subject_id"], None, minimum=2)
     return fold_mean_auroc(units), np.concatenate([fold_mean_auroc(units, w) for w in unit_weights(units, draws, 0)])
+
+
+def _point(run: Run) -> float:
+    return float(run.table("results").set_index("metric").loc["auroc", "estimate"])
 
 
 def _said(run: Run) -> str:

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING
 import pandas as pd
 from IPython.display import Markdown
 
+from brainfm_lib import causal
 from brainfm_lib.comparison import PREDICTORS
 from brainfm_lib.figures.style import title
 from brainfm_lib.matching import unmatched
+from brainfm_lib.structure import ordering
 from brainfm_lib.tables.style import DECIDED
 from brainfm_lib.verdict import CNN, NUISANCE, REGULARISED, SHUFFLED, TRANSDUCTIVE, rule, verdicts
 
@@ -240,6 +242,59 @@ def chance_note(results: pd.DataFrame) -> Markdown:
     rule = "permutation of subjects' labels, Holm over all rows, 0.05"
     verb = "is" if len(sure) < 2 else "are"
     return Markdown(f"{said} {verb} above chance ({rule}){': ' + listed if len(sure) else ''}.")
+
+
+def causal_note(study: Study, gains: pd.DataFrame, slopes: pd.DataFrame) -> Markdown:
+    """What came out of the causal test, or what has to be run before it can be said.
+
+    Args:
+        study: On the dials.
+        gains: From `brainfm_lib.causal.gain_table`.
+        slopes: From `brainfm_lib.causal.slope_table`.
+    """
+    seeds = gains["seed"].nunique()
+    command = f"`brainfm causal --profile {study.profile_name} --seeds N`"
+    if slopes.empty:
+        return Markdown(
+            f"**Not run yet**: {seeds} of at least {causal.FEWEST} seeds are there. {command} makes what is missing, "
+            "and this page reads it."
+        )
+    parts = []
+    for _, r in slopes[slopes["primary"]].iterrows():
+        gain = f"the gain of {title(r['arm'])} over {title(r['baseline'])} along `{r['dial']}`"
+        ends = f"{r['estimate']:+.2f} [{r['low']:+.2f}, {r['high']:+.2f}]"
+        if r["verdict"] == "open":
+            said = (
+                f"**open**: {gain} changes by {ends} over the dial, which {r['seeds']} seeds cannot tell from 0; they "
+                f"would have seen a slope of {r['detectable']:.2f}"
+            )
+        else:
+            said = f"**{r['verdict']}**: {gain} changes by {ends} over the dial (adjusted p {r['p_holm']:.3f})"
+        parts.append(f"- {said}.")
+    for _, r in slopes[~slopes["primary"]].iterrows():
+        ends = f"{r['estimate']:+.2f} [{r['low']:+.2f}, {r['high']:+.2f}]"
+        flat = "near 0, as it should be" if r["low"] <= 0 <= r["high"] else "not 0: something else is at work"
+        parts.append(f"- Crossed control, {title(r['arm'])} along `{r['dial']}`: {ends}, {flat}.")
+    for arm in REGULARISED:
+        equal = causal.twins_equal(study, arm)
+        if equal is not None:
+            said = "equals it to the last bit" if equal else "**differs from it: this comparison is not clean**"
+            parts.append(f"- {title(arm)} with the weight 0 and its plain arm: the encoder {said}.")
+    units = "Slopes are in the oracle's d′ over the whole dial; phantom results."
+    return Markdown("\n".join(parts) + f"\n\n{units}")
+
+
+def ordering_note(measured: pd.DataFrame) -> Markdown:
+    """Whether what is measured follows the dials.
+
+    Args:
+        measured: From `brainfm_lib.structure.measured_dials`.
+    """
+    if measured.empty:
+        return Markdown("No setting has been looked into yet.")
+    names = {"frequency": "reliance on high frequencies", "dimension": "discriminative dimension"}
+    said = [f"{names[dial]} and dial: {rho:.2f}" for dial, rho in ordering(measured).items()]
+    return Markdown(f"Spearman's correlation of {'; of '.join(said)}.")
 
 
 def _wavelength(frequency: float) -> str:

@@ -1,4 +1,4 @@
-"""Task structure of a study: what `analysis.structure` measured, as far as it is there, beside the known truth."""
+"""Task structure of a study: what `analysis.bands` measured, as far as it is there, beside the known truth."""
 
 from __future__ import annotations
 

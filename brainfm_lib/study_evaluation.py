@@ -27,7 +27,7 @@ CODE = {
     "knn": "brainfm_lib.probes.neighbours",
     "fewshot": "brainfm_lib.probes.fewshot",
     "resplit": "brainfm_lib.probes.resplits",
-    "components": "brainfm_lib.analysis.structure",
+    "components": "brainfm_lib.analysis.components",
 }
 JUDGED = (*CODE, "attentive", "finetune", "bands")  # kinds of run that say what an arm reaches on a task
 RESULT_NAMES = ("cohort", "task", "arm", "seed", "protocol", "run", "leak")

@@ -46,11 +46,11 @@ class StudyStructure(StudyEvaluation):
         cohort = self.cohort(self.manifest.tasks[task].cohort if task in self.tasks else task)
         settings = self._task_settings(task) | {"geometry": dataclasses.asdict(self.profile.geometry)}
         inputs = {} if arm == RAW_VOXELS else {"encoder": self.config(f"pretrain:{arm}")}
-        code = ("brainfm_lib.analysis.structure", *cohort.code)
+        code = ("brainfm_lib.analysis.bands", *cohort.code)
         return RunConfig("bands", settings, {"scans": cohort.digest}, inputs, code)
 
     def _bands_make(self, arm: str, task: str) -> Callable[[Path], Any]:
-        from brainfm_lib.analysis.structure import make_bands
+        from brainfm_lib.analysis.bands import make_bands
 
         cohort = self.manifest.tasks[task].cohort
         return make_bands(
@@ -67,6 +67,6 @@ class StudyStructure(StudyEvaluation):
         return self._on_features("components", arm, task)
 
     def _components_make(self, arm: str, task: str) -> Callable[[Path], Any]:
-        from brainfm_lib.analysis.structure import make_components
+        from brainfm_lib.analysis.components import make_components
 
         return make_components(*self._read_features(arm, task), self._task_settings(task))
