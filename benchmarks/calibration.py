@@ -6,7 +6,8 @@
 For each simulated task of the manifest: the ideal observer; a linear probe of the latents themselves (all that the
 subjects of a cohort carry); a supervised CNN (MONAI's ResNet, trained from scratch; after a
 first look at this table, in which it had learned little of the grade of tumours, its epochs were raised from 24 to 40
-and its scores averaged over each scan and its mirror image); raw voxels (principal components and a logistic
+and its scores averaged over each scan and its mirror image; on the dials, whose
+signal is fixed to the field of view, scans are neither mirrored nor shifted); raw voxels (principal components and a logistic
 classifier, as in the report); an untrained encoder; and the best of age, sex, brain volume, site and contrast alone.
 AUROC on the same test subjects after learning from the same others, with 95 % intervals over subjects; covariates
 cross-validated. The JSON file says which cohorts this holds for: their scans, and some of their voxels.
@@ -28,7 +29,7 @@ from brainfm_lib.data.audit import confounding, covariates
 from brainfm_lib.data.augment import zscore
 from brainfm_lib.data.cohort import Cohort
 from brainfm_lib.data.geometry import Geometry
-from brainfm_lib.data.phantom import PhantomSpec, render
+from brainfm_lib.data.phantom import CONDITIONS, PhantomSpec, render
 from brainfm_lib.data.phantom.draws import draw
 from brainfm_lib.data.phantom.rendering import render_draws, single_threaded
 from brainfm_lib.models.baselines import small_resnet
@@ -41,8 +42,12 @@ EPOCHS, BATCH, RATE, DECAY = 40, 32, 2e-3, 0.05
 WITNESSES = 6  # scans of each cohort whose voxels are kept, as means of blocks
 
 
-def train_cnn(volumes: np.ndarray, table: pd.DataFrame, seed: int = 0) -> np.ndarray:
-    """(n, classes) probabilities of all scans, as they are and mirrored, after training on those not for testing."""
+def train_cnn(volumes: np.ndarray, table: pd.DataFrame, *, moved: bool, seed: int = 0) -> np.ndarray:
+    """(n, classes) probabilities of all scans after training on those not for testing.
+
+    `moved`: scans are mirrored and shifted by a voxel in training, and scores averaged over each scan and its mirror
+    image; not so where the signal is fixed to the field of view.
+    """
     torch.manual_seed(seed)
     labels, train = table["label"].to_numpy(), np.flatnonzero(table["split"] != "test")
     inputs = zscore(torch.from_numpy(volumes)[:, None].float())
@@ -58,9 +63,10 @@ def train_cnn(volumes: np.ndarray, table: pd.DataFrame, seed: int = 0) -> np.nda
         for start in range(0, len(order), BATCH):
             rows = order[start : start + BATCH]
             x = inputs[rows]
-            flip = torch.from_numpy(rng.random(len(rows)) < 0.5)
-            x[flip] = x[flip].flip(2)
-            x = torch.roll(x, tuple(int(n) for n in rng.integers(-1, 2, 3)), dims=(2, 3, 4))
+            if moved:
+                flip = torch.from_numpy(rng.random(len(rows)) < 0.5)
+                x[flip] = x[flip].flip(2)
+                x = torch.roll(x, tuple(int(n) for n in rng.integers(-1, 2, 3)), dims=(2, 3, 4))
             x = x.contiguous(memory_format=torch.channels_last_3d)
             loss = F.cross_entropy(model(x), target[rows], label_smoothing=0.05)
             optimiser.zero_grad(set_to_none=True)
@@ -70,7 +76,8 @@ def train_cnn(volumes: np.ndarray, table: pd.DataFrame, seed: int = 0) -> np.nda
     model.eval()
     with torch.no_grad():
         parts = [inputs[i : i + 64] for i in range(0, len(inputs), 64)]
-        return torch.cat([(model(x).softmax(1) + model(x.flip(2)).softmax(1)) / 2 for x in parts]).numpy()
+        views = [[x, x.flip(2)] if moved else [x] for x in parts]
+        return torch.cat([torch.stack([model(v).softmax(1) for v in these]).mean(0) for these in views]).numpy()
 
 
 def witness(cohort: Cohort, geometry: Geometry) -> dict[str, Any]:
@@ -115,7 +122,8 @@ def main() -> None:
         volumes = study.volumes(entry.cohort)
         rows = volumes.scans.reset_index().set_index("scan_uid")["index"].loc[table["scan_uid"]].to_numpy()
         known = study.run(f"probe:{ORACLE}:{task}").table("results").iloc[0]
-        scores = train_cnn(volumes.read(rows), table)
+        dial = CONDITIONS[cohort.source.conditions[0][0]].family == "dial"
+        scores = train_cnn(volumes.read(rows), table, moved=not dial)
         test = (table["split"] == "test").to_numpy()
         labels, subjects = table["label"].to_numpy()[test], table["subject_id"].to_numpy()[test]
         cnn = auroc_interval(labels, scores[test][:, 1] if scores.shape[1] == 2 else scores[test], subjects)

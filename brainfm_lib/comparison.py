@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from brainfm_lib import stats
+from brainfm_lib.analysis.covariance import debiased_cka
 from brainfm_lib.errors import InputError
 from brainfm_lib.verdict import CNN, CONTROL, KINDS, METRIC, NUISANCE, RAW_VOXELS, REGULARISED, SHUFFLED
 
@@ -125,6 +126,12 @@ def _reach(frequency: pd.Series, good: pd.Series) -> float:
     shells = frequency > 0
     unbroken = good[shells].cummin()
     return float(frequency[shells][unbroken].max()) if unbroken.any() else 0.0
+
+
+def similarity_table(pooled: Mapping[str, np.ndarray]) -> pd.DataFrame:
+    """Debiased CKA of every two encoders' pooled features (n, E) of the same scans: square, by arm."""
+    found = {a: {b: debiased_cka(pooled[a], pooled[b]) for b in pooled} for a in pooled}
+    return pd.DataFrame(found, index=list(pooled), columns=list(pooled))
 
 
 def landmarks(study: Study) -> dict[str, float]:

@@ -298,7 +298,7 @@ class Study(StudyStructure):
         evaluation, run = self.profile.evaluation, self.run(f"pretrain:{arm}")
         return make_latents(
             run.path / "encoder",
-            lambda: self.pretraining_volumes(1, evaluation.latent_volumes)[0],
+            lambda: self.pretraining_volumes(1, evaluation.latent_volumes),
             batch_size=evaluation.batch_size,
             cpu=self.cpu,
         )

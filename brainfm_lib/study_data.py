@@ -175,7 +175,7 @@ class StudyData:
             if len(chosen):
                 parts.append(self.volumes(name).select(chosen))
                 scans = self.public(name, self.cohort(name).scans.iloc[chosen])
-                tables.append(scans.assign(subject_id=f"{name}/" + scans["subject_id"].astype(str)))
+                tables.append(scans.assign(subject_id=f"{name}/" + scans["subject_id"].astype(str), cohort=name))
         if not parts:
             raise InputError(
                 "No scan is left to pretrain on: every subject is a validation or test subject of a task; add a cohort "

@@ -10,7 +10,7 @@ from IPython.display import Markdown
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
-from brainfm_lib import comparison, figures, notes, tables, verdict
+from brainfm_lib import causal, comparison, figures, notes, tables, verdict
 from brainfm_lib.data.geometry import Geometry
 from brainfm_lib.figures import style
 from brainfm_lib.objectives import ARMS, CONTROL
@@ -21,6 +21,7 @@ GEOMETRY = Geometry((16, 20, 18), 8.0)
 TRAINED = tuple(ARMS)
 COMPARED = (*comparison.CONTROLS, verdict.CNN, *ARMS)
 RNG = np.random.default_rng(0)
+UNITS = {name: dial.unit for name, dial in causal.DIALS.items()}
 
 
 def metrics(arm: str) -> pd.DataFrame:
@@ -46,8 +47,88 @@ def spectra(arm: str) -> pd.DataFrame:
     power, kept = 1e4 * frequency**-2.5, np.exp(-frequency * 40)
     kept = kept * 0.5 if arm == "mae" else kept
     return pd.DataFrame({"frequency": frequency, "power_target": power, "power_prediction": power * kept}).assign(
-        coherence_prediction=np.exp(-frequency * 30), noise_floor=0.02 + 0.001 / frequency
+        coherence_prediction=np.exp(-frequency * 30),
+        noise_floor=0.02 + 0.001 / frequency,
+        phase_error_prediction=np.minimum(frequency * 20, np.pi / 2),
     )
+
+
+def places() -> pd.DataFrame:
+    rows = [("border", str(k), k) for k in range(4)]
+    rows += [("brightness", name, k) for k, name in enumerate(("darkest third", "middle third", "brightest third"))]
+    table = pd.DataFrame(rows, columns=["split", "place", "order"])
+    return table.assign(model=0.2 + 0.05 * table["order"], baseline=0.5, voxels=100)
+
+
+def interval(estimate: float, reach: float = 0.1) -> dict[str, float]:
+    return {"estimate": estimate, "low": estimate - reach, "high": estimate + reach}
+
+
+def explained() -> pd.DataFrame:
+    return pd.DataFrame([{"factor": name, "groups": 4, **interval(0.3)} for name in ("contrast", "site", "sex")])
+
+
+def latent_map() -> pd.DataFrame:
+    x, y = RNG.standard_normal((2, 60))
+    table = pd.DataFrame({"component_1": x, "component_2": y, "share_1": 0.4, "share_2": 0.2})
+    return table.assign(contrast=RNG.choice(["T1w", "T2w"], 60))
+
+
+def cutoffs() -> pd.DataFrame:
+    return pd.DataFrame(
+        [{"band": b, "cutoff": c, **interval(0.7)} for b in ("low", "high") for c in np.linspace(0.01, 0.08, 6)]
+    )
+
+
+def components() -> pd.DataFrame:
+    return pd.DataFrame([{"components": 2**k, **interval(0.5 + 0.05 * k)} for k in range(6)])
+
+
+def gains() -> pd.DataFrame:
+    rows = []
+    for name, dial in causal.DIALS.items():
+        for arm, baseline in verdict.REGULARISED.items():
+            for k, setting in enumerate(dial.settings):
+                place = {"dial": name, "setting": setting, "position": dial.positions[k], "value": dial.values[k]}
+                for seed in range(3):
+                    gain = 0.1 * dial.positions[k] * (arm == dial.arm) + 0.02 * RNG.standard_normal()
+                    rows.append({**place, "arm": arm, "baseline": baseline, "seed": seed, "gain": gain})
+    return pd.DataFrame(rows)
+
+
+def slopes() -> pd.DataFrame:
+    rows = [
+        {
+            "dial": name,
+            "arm": arm,
+            "baseline": baseline,
+            "primary": arm == dial.arm,
+            **causal.slope_test(np.array([0.1, 0.12, 0.07])),
+            "low_subjects": 0.01,
+            "high_subjects": 0.2,
+            "p_holm": 0.03 if arm == dial.arm else np.nan,
+            "verdict": "supported" if arm == dial.arm else "",
+        }
+        for name, dial in causal.DIALS.items()
+        for arm, baseline in verdict.REGULARISED.items()
+    ]
+    return pd.DataFrame(rows)
+
+
+def measured() -> pd.DataFrame:
+    return pd.DataFrame(
+        [{"dial": n, "value": v, **interval(1 + v)} for n, dial in causal.DIALS.items() for v in dial.values]
+    )
+
+
+def levels(arms: tuple[str, ...]) -> pd.DataFrame:
+    rows = [
+        {"dial": name, "position": p, "value": v, "arm": arm, "auroc": 0.8, "ideal": 0.92}
+        for name, dial in causal.DIALS.items()
+        for p, v in zip(dial.positions, dial.values, strict=True)
+        for arm in arms
+    ]
+    return pd.DataFrame(rows)
 
 
 def truth_spectrum() -> pd.DataFrame:
@@ -142,6 +223,26 @@ def all_figures(arms: tuple[str, ...]) -> dict[str, Figure]:
         "error_intervals": figures.error_intervals(comparison.error_table(of_errors, draws=200)),
         "explained_latents": figures.explained_latents(comparison.explained_table(of_errors, draws=200)),
         "radial_spectra": figures.radial_spectra({a: spectra(a) for a in trained}, marks={"one cycle a patch": 0.022}),
+        "phase_errors": figures.phase_errors({a: spectra(a) for a in trained}),
+        "errors_by_place": figures.errors_by_place({a: places() for a in trained}),
+        "slice_spectra": figures.slice_spectra({a: RNG.normal(3, 1, (3, 16, 20)) for a in trained}, 8.0),
+        "explained_variance": figures.explained_variance({a: explained() for a in encoders}),
+        "latent_maps": figures.latent_maps({a: latent_map() for a in encoders}),
+        "similarity_matrix": figures.similarity_matrix(
+            pd.DataFrame(0.5 + 0.5 * np.eye(len(encoders)), index=encoders, columns=encoders)
+        ),
+        "cutoff_curves": figures.cutoff_curves(
+            {"ad": cutoffs(), "mci": cutoffs()} if arms else {},
+            {"ad": pd.DataFrame([interval(0.3)]), "mci": pd.DataFrame([interval(np.nan)])},
+            {"ad": "AD (phantom)"},
+            {"ad": 0.04},
+        ),
+        "component_curves": figures.component_curves(
+            {t: {a: components() for a in encoders} for t in ("ad", "mci")} if encoders else {}
+        ),
+        "gains_along_dials": figures.gains_along_dials(gains() if trained else gains()[:0], slopes(), UNITS),
+        "dial_levels": figures.dial_levels(levels(encoders), UNITS),
+        "measured_dials": figures.measured_dials(measured() if arms else measured()[:0], UNITS),
         "eigenspectra": figures.eigenspectra({arm: eigenspectrum(arm) for arm in encoders}),
         "rank_measures": figures.rank_measures({arm: measures(arm) for arm in encoders}),
         "roc_curves": figures.roc_curves(

@@ -17,8 +17,8 @@ import torch
 from numpy.typing import NDArray
 from scipy.special import ndtri
 
-from brainfm_lib.analysis.components import write_dimension
-from brainfm_lib.analysis.reading import centred, read_linearly, resampled, standardised_gram
+from brainfm_lib.analysis.components import standardised, write_dimension
+from brainfm_lib.analysis.reading import centred, coordinates_of, read_linearly, resampled
 from brainfm_lib.device import best_device
 from brainfm_lib.features import VolumeReader, batches, extract
 from brainfm_lib.models import VisionTransformer3d
@@ -26,6 +26,7 @@ from brainfm_lib.stats import Interval
 
 Array = NDArray[Any]
 BANDS = 12  # of equal width, from 0 to Nyquist; the corners beyond belong to the last
+LEADING = 400  # principal components of images among which those within classes are sought
 MODES_AT_ONCE = 400_000_000  # numbers of all volumes' spectra that are held at a time: 1.6 GB
 
 
@@ -84,15 +85,17 @@ def cutoff_curves(
     table: pd.DataFrame,
     cutoffs: Sequence[float],
     *,
+    grams: bool = False,
     draws: int = 1000,
     seed: int = 0,
 ) -> tuple[pd.DataFrame, Interval]:
     """AUROC of a linear reading of what lies below and of what lies above each cut-off, and the reliance.
 
     Args:
-        low, high: Number of a cut-off -> Gram matrices of the inputs below and above it, by name.
+        low, high: Number of a cut-off -> what there is of the inputs below and above it, by name; see `read_linearly`.
         table: As in `probes.linear_probe`.
         cutoffs: In falling or rising order, evenly spaced; any unit.
+        grams: Whether those are Gram matrices.
         draws, seed: Of the bootstrap over held-out subjects.
 
     Returns:
@@ -101,8 +104,8 @@ def cutoff_curves(
     """
     rows, sums, point = [], {"low": 0.0, "high": 0.0}, {"low": 0.0, "high": 0.0}
     for number, cutoff in enumerate(cutoffs):
-        for band, grams in (("low", low(number)), ("high", high(number))):
-            estimate, values = resampled(read_linearly(grams, table), draws, seed)
+        for band, inputs in (("low", low(number)), ("high", high(number))):
+            estimate, values = resampled(read_linearly(inputs, table, grams=grams), draws, seed)
             rows.append({"band": band, "cutoff": cutoff, **vars(estimate)})
             point[band] += float(information(estimate.estimate))
             sums[band] = sums[band] + information(values)
@@ -126,7 +129,7 @@ def direction_spectrum(grams: Array, table: pd.DataFrame) -> pd.DataFrame:
         the power of the covariance of images and score, Haufe et al. 2014: what the score stands for).
     """
     whole = grams.sum(0)
-    penalty = float(read_linearly({"all": whole}, table).chosen["penalty"].iloc[0])
+    penalty = float(read_linearly({"all": whole}, table, grams=True).chosen["penalty"].iloc[0])
     labels = table["label"].to_numpy()
     train = (table["split"] != "test").to_numpy() if "split" in table else np.ones(len(table), bool)
     index = np.flatnonzero(train)
@@ -182,8 +185,8 @@ def make_bands(
             direction = direction_spectrum(grams, table)
             direction = direction.assign(low=direction["low"] / spacing, high=direction["high"] / spacing)
             direction.to_parquet(folder / "direction.parquet", index=False)
-            write_dimension(folder, "voxels", grams.sum(0), table)
-            whole, _ = resampled(read_linearly(below(BANDS), table), settings["draws"], settings["seed"])
+            write_dimension(folder, "voxels", coordinates_of(grams.sum(0), LEADING), table)
+            whole, _ = resampled(read_linearly(below(BANDS), table, grams=True), settings["draws"], settings["seed"])
             pd.DataFrame([vars(whole)]).to_parquet(folder / "whole.parquet", index=False)
         else:
             encoder = VisionTransformer3d.from_pretrained(encoder_folder)
@@ -191,7 +194,7 @@ def make_bands(
             def inside(low: float, high: float) -> Mapping[str, Array]:
                 part = _BandLimited(reader, low, high)
                 found = extract(encoder, part, batch_size=batch_size, device=device)
-                return {name: standardised_gram(array) for name, array in found.items()}
+                return {name: standardised(array) for name, array in found.items()}
 
             def below(k: int) -> Mapping[str, Array]:
                 return inside(-1.0, edges[k + 1])
@@ -204,6 +207,7 @@ def make_bands(
             above,
             table,
             (edges[1:-1] / spacing).tolist(),
+            grams=encoder_folder is None,
             draws=min(settings["draws"], 1000),
             seed=settings["seed"],
         )

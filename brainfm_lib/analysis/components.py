@@ -14,28 +14,39 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from brainfm_lib.analysis.reading import read_linearly, resampled, standardised_gram
+from brainfm_lib.analysis.reading import read_linearly, resampled
 from brainfm_lib.errors import InputError
 from brainfm_lib.probes.results import read_features
 from brainfm_lib.stats import Interval, aggregate_by_subject
 
 Array = NDArray[Any]
+POOLING = "mean"  # of the last block: the vector that the page of latents calls pooled
 DIRECTIONS = 128  # principal directions looked at for the dimension, at most
 HALVES = 60  # random halves of the subjects
 
 
 def component_curve(
-    grams: Mapping[str, Array], table: pd.DataFrame, counts: Sequence[int], *, draws: int = 1000, seed: int = 0
+    features: Array, table: pd.DataFrame, counts: Sequence[int], *, draws: int = 1000, seed: int = 0
 ) -> pd.DataFrame:
-    """AUROC of a linear reading of the first principal components: components, estimate, low, high."""
+    """AUROC of a linear reading of the first principal components of features (n, D).
+
+    Args:
+        features: Rows as in `table`.
+        table: As in `probes.linear_probe`.
+        counts: How many components are read.
+        draws, seed: Of the bootstrap over held-out subjects.
+
+    Returns:
+        components, estimate, low, high (95 %).
+    """
     rows = []
     for count in counts:
-        found, _ = resampled(read_linearly(grams, table, components=count), draws, seed)
+        found, _ = resampled(read_linearly({"features": features}, table, components=count), draws, seed)
         rows.append({"components": count, **vars(found)})
     return pd.DataFrame(rows)
 
 
-def discriminative_dimension(gram: Array, labels: Array, subjects: Array, *, level: float = 0.95) -> Interval:
+def discriminative_dimension(features: Array, labels: Array, subjects: Array, *, level: float = 0.95) -> Interval:
     """Over how many principal directions the distance between the first and the last class is spread.
 
     With δ the distance of the class means along the k-th principal direction within classes, in standard deviations,
@@ -45,22 +56,30 @@ def discriminative_dimension(gram: Array, labels: Array, subjects: Array, *, lev
     deviates from the whole as the whole does from the population.
 
     Args:
-        gram: (n, n) inner products of the scans' features; scans of a subject with one label are averaged.
+        features: (n, D) of the scans; those of a subject with one label are averaged.
         labels: (n,) classes; those between the first and the last are left out.
         subjects: (n,) identifiers.
         level: Nominal coverage.
 
     Returns:
         NaN where the classes' distance is not told from 0 in more than half of the halves.
+
+    Raises:
+        InputError: A class with fewer than eight subjects.
     """
-    kept = np.flatnonzero((labels == labels.min()) | (labels == labels.max()))
+    kept = (labels == labels.min()) | (labels == labels.max())
     binary = (labels[kept] == labels.max()).astype(int)
-    unit_labels, units, names = _average_rows(gram[np.ix_(kept, kept)], binary, subjects[kept])
+    unit_labels, units, _ = aggregate_by_subject(binary, features[kept], subjects[kept])
+    counts = np.bincount(unit_labels, minlength=2)
+    if counts.min() < 8:
+        raise InputError(
+            f"Class {counts.argmin()} has {counts.min()} subject(s) and a dimension needs eight: add subjects."
+        )
     rng, found = np.random.default_rng(0), []
-    people = np.unique(names)
+    groups = [np.flatnonzero(unit_labels == k) for k in (0, 1)]
     for _ in range(HALVES):
-        rows = np.flatnonzero(np.isin(names, rng.permutation(people)[: len(people) // 2]))
-        found.append(_participation(units[np.ix_(rows, rows)], unit_labels[rows]))
+        rows = np.concatenate([rng.permutation(group)[: len(group) // 2] for group in groups])
+        found.append(_participation(units[rows], unit_labels[rows]))
     if np.isnan(found).mean() > 0.5:
         return Interval(float("nan"), float("nan"), float("nan"))
     middle, low, high = np.nanquantile(found, [0.5, (1 - level) / 2, (1 + level) / 2])
@@ -73,55 +92,56 @@ def make_components(
     """What `runs.ensure` calls: ``components`` and ``dimension`` of a task's features.
 
     Args:
-        features: Folder with one <pooling>.npy each; the curve and the dimension are of the pooling that validation
-            subjects choose.
+        features: Folder with one <pooling>.npy each; read are the means over tokens of the last block, or whatever else
+            there is.
         table: Scans of the task.
         settings: draws and seed.
     """
 
     def make(folder: Path) -> dict[str, Any]:
         arrays = read_features(features, table)
-        grams = {name: standardised_gram(array) for name, array in arrays.items()}
-        chosen = str(read_linearly(grams, table).chosen["pooling"].mode().iloc[0])
-        width = min(arrays[chosen].shape[1], len(table) // 2)
+        means = [name for name in arrays if name.split("@")[0] == POOLING]
+        chosen = max(means, key=lambda name: int(name.split("@")[1])) if means else next(iter(arrays))
+        standard = standardised(arrays[chosen])
+        width = min(standard.shape[1], len(table) // 2)
         counts = [2**k for k in range(int(np.log2(width)) + 1)]
-        curve = component_curve(
-            {chosen: grams[chosen]}, table, counts, draws=min(settings["draws"], 1000), seed=settings["seed"]
-        )
+        draws = min(settings["draws"], 1000)
+        curve = component_curve(standard, table, counts, draws=draws, seed=settings["seed"])
         curve.to_parquet(folder / "components.parquet", index=False)
-        write_dimension(folder, chosen, grams[chosen], table)
+        write_dimension(folder, chosen, standard, table)
         return {}
 
     return make
 
 
-def write_dimension(folder: Path, name: str, gram: Array, table: pd.DataFrame) -> None:
-    """Write ``dimension.parquet``: pooling (`name`), estimate, low, high."""
-    found = discriminative_dimension(gram, table["label"].to_numpy(), table["subject_id"].to_numpy())
+def write_dimension(folder: Path, name: str, features: Array, table: pd.DataFrame) -> None:
+    """Write ``dimension.parquet``: pooling (`name`), estimate, low, high; NaN where a class is too small."""
+    try:
+        found = discriminative_dimension(features, table["label"].to_numpy(), table["subject_id"].to_numpy())
+    except InputError:
+        found = Interval(float("nan"), float("nan"), float("nan"))
     pd.DataFrame([{"pooling": name, **vars(found)}]).to_parquet(folder / "dimension.parquet", index=False)
 
 
-def _average_rows(gram: Array, labels: Array, subjects: Array) -> tuple[Array, Array, Array]:
-    """Labels (U,), Gram matrix (U, U) and subjects (U,) of the means over scans that share a subject and a label."""
-    unit_labels, half, names = aggregate_by_subject(labels, gram, subjects)
-    _, whole, _ = aggregate_by_subject(labels, half.T, subjects)
-    return unit_labels, whole, names
+def standardised(features: Array) -> Array:
+    """Features (n, D), each centred and of unit variance; constant ones are 0."""
+    x = np.asarray(features, float)
+    deviation = x.std(0)
+    return (x - x.mean(0)) / np.where(deviation > 1e-12 * max(float(deviation.max()), 1e-300), deviation, np.inf)
 
 
-def _participation(gram: Array, labels: Array) -> float:
+def _participation(features: Array, labels: Array) -> float:
     """Participation ratio of the classes' distance over principal directions within classes; labels are 0 and 1."""
     n = np.bincount(labels, minlength=2)
-    if n.min() < 4:
-        raise InputError(f"Class {n.argmin()} has {n.min()} subject(s) and a dimension needs four: add subjects.")
-    means = np.eye(2)[labels] / n  # (U, 2): columns average a class
-    within = np.eye(len(labels)) - np.eye(2)[labels] @ means.T
-    scatter = within @ gram @ within.T
-    values, vectors = np.linalg.eigh(scatter / (n.sum() - 2))
+    means = np.stack([features[labels == k].mean(0) for k in (0, 1)])
+    within = features - means[labels]
+    values, axes = np.linalg.eigh(within.T @ within / (n.sum() - 2))
     count = min(DIRECTIONS, int((values > values.max() * 1e-9).sum()), n.sum() // 3)
-    values, vectors = values[-count:], vectors[:, -count:]
-    # the k-th axis is within.T @ vector / sqrt(its scatter): the distance of the class means along it, in deviations
-    distance = (means[:, 1] - means[:, 0]) @ gram @ within.T @ vectors / (values * np.sqrt(n.sum() - 2))
+    values, axes = values[-count:], axes[:, -count:]
+    distance = (means[1] - means[0]) @ axes / np.sqrt(values)
     v = float((1 / n).sum())
+    # directions are estimated from the same subjects: each takes a share 1/n of the whole distance besides
+    v += max(float((distance**2 - v).sum()) / (1 + count / n.sum()), 0.0) / n.sum()
     first = float((distance**2 - v).sum())
     second = float((distance**4 - 6 * v * distance**2 + 3 * v**2).sum())
     noise = v * np.sqrt(2 * count)

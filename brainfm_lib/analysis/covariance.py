@@ -96,6 +96,25 @@ def debiased_cka(a: Features, b: Features) -> float:
     return _hsic(k, m) / float(np.sqrt(denominator)) if denominator > 0 else float("nan")
 
 
+def variance_explained(features: Features, groups: NDArray[Any]) -> float:
+    """Share of the total variance of features (N, D) between groups (N,), ε²: about 0 where groups say nothing.
+
+    1 - (N - 1) / (N - G) · within / total sums of squares over all features together (Kelley 1935); it can be negative.
+    NaN where there is one group only, or every sample is its own.
+    """
+    x = _matrix(features)
+    x = x - x.mean(0)
+    names, codes = np.unique(groups, return_inverse=True)
+    counts = np.bincount(codes)
+    total = float(np.square(x).sum())
+    if len(names) < 2 or len(names) >= len(x) or total == 0:
+        return float("nan")
+    sums = np.zeros((len(names), x.shape[1]))
+    np.add.at(sums, codes, x)
+    within = total - float((np.square(sums).sum(1) / counts).sum())
+    return 1 - (len(x) - 1) / (len(x) - len(names)) * within / total
+
+
 def remove_position_mean(tokens: Features) -> Features:
     """Subtract from tokens (B, N, D) each position's mean over samples; what is left is not the position code."""
     return tokens - tokens.mean(0)

@@ -8,11 +8,17 @@ import numpy as np
 import pandas as pd
 import torch
 
-from brainfm_lib.analysis.covariance import eigenspectrum, rank_measures, remove_position_mean
+from brainfm_lib.analysis.covariance import (
+    eigenspectrum,
+    rank_measures,
+    remove_position_mean,
+    variance_explained,
+)
 from brainfm_lib.device import autocast, best_device
 from brainfm_lib.features import VolumeReader, batches
 from brainfm_lib.models import VisionTransformer3d
 
+FACTORS = ("contrast", "site", "diagnosis", "cohort", "sex")  # columns of scans that may explain variance
 LEVELS = ("pooled", "tokens", "tokens, position removed")
 
 
@@ -57,19 +63,64 @@ def measure_latents(tokens: np.ndarray) -> tuple[pd.DataFrame, pd.DataFrame]:
     return pd.DataFrame(measures), pd.concat(spectra, ignore_index=True)
 
 
+def explained_table(pooled: np.ndarray, scans: pd.DataFrame, *, draws: int = 300, seed: int = 0) -> pd.DataFrame:
+    """How much of the variance of pooled features (n, E) is between contrasts, sites and so on.
+
+    Args:
+        pooled: A row a scan.
+        scans: n rows; of `FACTORS`, those columns that it has are asked; subject_id.
+        draws, seed: Of the bootstrap over subjects.
+
+    Returns:
+        factor, groups, estimate, low, high (95 %, percentiles).
+    """
+    rng, rows = np.random.default_rng(seed), []
+    subjects, members = np.unique(scans["subject_id"].astype(str), return_inverse=True)
+    own = [np.flatnonzero(members == k) for k in range(len(subjects))]
+    samples = [np.concatenate([own[k] for k in rng.integers(len(own), size=len(own))]) for _ in range(draws)]
+    for factor in FACTORS:
+        if factor not in scans or scans[factor].nunique() < 2:
+            continue
+        groups = scans[factor].astype(str).to_numpy()
+        values = [variance_explained(pooled[rows_], groups[rows_]) for rows_ in samples]
+        low, high = np.nanquantile(values, [0.025, 0.975])
+        found = {"estimate": variance_explained(pooled, groups), "low": float(low), "high": float(high)}
+        rows.append({"factor": factor, "groups": len(np.unique(groups)), **found})
+    return pd.DataFrame(rows, columns=["factor", "groups", "estimate", "low", "high"])
+
+
+def principal_map(pooled: np.ndarray, scans: pd.DataFrame) -> pd.DataFrame:
+    """First two principal components of pooled features (n, E), their share of the variance, and the scans' factors."""
+    x = pooled.astype(np.float64) - pooled.mean(0, dtype=np.float64)
+    u, s, _ = np.linalg.svd(x, full_matrices=False)
+    kept = [factor for factor in FACTORS if factor in scans]
+    shares = np.square(s) / max(np.square(s).sum(), 1e-300)
+    axes = {f"component_{k + 1}": u[:, k] * s[k] for k in range(2)}
+    columns = {f"share_{k + 1}": np.full(len(x), shares[k]) for k in range(2)}
+    return scans[kept].reset_index(drop=True).assign(**axes, **columns)
+
+
 def make_latents(
-    encoder_folder: Path, volumes: Callable[[], VolumeReader], *, batch_size: int, cpu: bool = False
+    encoder_folder: Path,
+    data: Callable[[], tuple[VolumeReader, pd.DataFrame]],
+    *,
+    batch_size: int,
+    cpu: bool = False,
 ) -> Callable[[Path], dict[str, Any]]:
-    """What `runs.ensure` calls."""
+    """What `runs.ensure` calls; `data` gives volumes and their scans."""
 
     def make(folder: Path) -> dict[str, Any]:
         device = best_device(cpu=cpu)
         encoder = VisionTransformer3d.from_pretrained(encoder_folder)
-        tokens = token_latents(encoder, volumes(), batch_size=batch_size, device=device)
+        volumes, scans = data()
+        tokens = token_latents(encoder, volumes, batch_size=batch_size, device=device)
         measures, spectra = measure_latents(tokens)
+        pooled = tokens.mean(1)
         measures.to_parquet(folder / "measures.parquet")
         spectra.to_parquet(folder / "eigenspectrum.parquet")
-        np.save(folder / "pooled.npy", tokens.mean(1), allow_pickle=False)
+        explained_table(pooled, scans).to_parquet(folder / "explained.parquet", index=False)
+        principal_map(pooled, scans).to_parquet(folder / "map.parquet", index=False)
+        np.save(folder / "pooled.npy", pooled, allow_pickle=False)
         return {"device": device.type}
 
     return make

@@ -1,12 +1,11 @@
-"""Linear readings of Gram matrices: ridge regression of the classes, its penalty chosen on validation subjects.
+"""Linear readings: ridge regression of the classes on principal coordinates, its penalty chosen on validation subjects.
 
-A Gram matrix (n, n) of scans has each radial band of frequency as a summand, and each principal component as a column
-of coordinates, so that one matrix serves every question of how much of it is needed.
+Inputs are features (n, D), or a Gram matrix (n, n) of scans, which has each radial band of frequency as a summand.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -23,53 +22,39 @@ PENALTIES = tuple(float(x) for x in np.logspace(3, -3, 7))  # of the ridge, in m
 UNCHOSEN = 1.0  # where two folds leave nothing to choose on
 
 
-def ridge_fit(components: int | None = None) -> Callable[..., dict[tuple[str, Any], Array]]:
-    """A `selection.Fit` that reads Gram matrices: ridge regression on the classes' indicators.
+def read_linearly(
+    inputs: Mapping[str, Array], table: pd.DataFrame, *, grams: bool = False, components: int | None = None
+) -> ProbeResult:
+    """Held-out scores of the ridge; which of the inputs and which penalty is chosen on validation subjects.
 
     Args:
-        components: Read only this many leading principal components of the training rows; None: all.
-    """
-
-    def fit(
-        grams: Mapping[str, Array], labels: Array, train: Array, penalties: tuple[float, ...]
-    ) -> dict[tuple[str, Any], Array]:
-        found = {}
-        classes = np.eye(labels.max() + 1)[labels[train]]
-        for name, gram in grams.items():
-            axes, values = coordinates(np.asarray(gram, float), train)
-            if components is not None:
-                axes, values = axes[:, :components], values[:components]
-            moment = axes[train].T @ (classes - classes.mean(0))
-            for penalty in penalties:
-                weights = moment / (values + penalty * values.mean())[:, None]
-                scores = np.full((len(labels), classes.shape[1]), np.nan)
-                scores[~train] = classes.mean(0) + axes[~train] @ weights
-                found[name, penalty] = scores
-        return found
-
-    return fit
-
-
-def read_linearly(grams: Mapping[str, Array], table: pd.DataFrame, *, components: int | None = None) -> ProbeResult:
-    """Held-out scores of the ridge; which of the Gram matrices and which penalty is chosen on validation subjects.
-
-    Args:
-        grams: Name -> (n, n), rows as in `table`.
+        inputs: Name -> (n, D) features, rows as in `table`; or (n, n) inner products.
         table: As in `probes.linear_probe`.
-        components: See `ridge_fit`.
+        grams: Whether the inputs are Gram matrices.
+        components: Read only this many leading principal components of the training rows; None: all.
 
     Raises:
         InputError: As `probes.selection.select_and_score`.
     """
-    return select_and_score(grams, table, ridge_fit(components), "penalty", PENALTIES, UNCHOSEN)
+    axes = _of_gram if grams else _of_features
 
+    def fit(
+        arrays: Mapping[str, Array], labels: Array, train: Array, penalties: tuple[float, ...]
+    ) -> dict[tuple[str, Any], Array]:
+        found = {}
+        classes = np.eye(labels.max() + 1)[labels[train]]
+        for name, array in arrays.items():
+            coordinates, values = axes(np.asarray(array, float), train)
+            coordinates, values = coordinates[:, :components], values[:components]
+            moment = coordinates[train].T @ (classes - classes.mean(0))
+            for penalty in penalties:
+                weights = moment / (values + penalty * values.mean())[:, None]
+                scores = np.full((len(labels), classes.shape[1]), np.nan)
+                scores[~train] = classes.mean(0) + coordinates[~train] @ weights
+                found[name, penalty] = scores
+        return found
 
-def standardised_gram(features: Array) -> Array:
-    """Inner products (n, n) of features (n, D), each centred and of unit variance, divided by D."""
-    x = np.asarray(features, float)
-    deviation = x.std(0)
-    x = (x - x.mean(0)) / np.where(deviation > 1e-12 * max(float(deviation.max()), 1e-300), deviation, np.inf)
-    return x @ x.T / x.shape[1]
+    return select_and_score(inputs, table, fit, "penalty", PENALTIES, UNCHOSEN)
 
 
 def resampled(result: ProbeResult, draws: int, seed: int) -> tuple[Interval, Array]:
@@ -84,13 +69,32 @@ def resampled(result: ProbeResult, draws: int, seed: int) -> tuple[Interval, Arr
 def centred(gram: Array, train: Array) -> Array:
     """Gram matrix (n, n) of rows from which the mean of the training rows is taken."""
     column = gram[:, train].mean(1)
-    return gram - column[:, None] - column + gram[np.ix_(train, train)].mean()
+    return np.asarray(gram - column[:, None] - column + gram[np.ix_(train, train)].mean())
 
 
-def coordinates(gram: Array, train: Array) -> tuple[Array, Array]:
-    """Principal coordinates (n, K) of the training rows' axes, and their eigenvalues (K,), falling."""
+def coordinates_of(gram: Array, most: int) -> Array:
+    """Features (n, K), K at most `most`, whose inner products are those of a centred Gram matrix as far as they can."""
+    return _of_gram(gram, np.ones(len(gram), bool))[0][:, :most]
+
+
+def _of_gram(gram: Array, train: Array) -> tuple[Array, Array]:
+    """Coordinates (n, K) along the principal axes of the training rows, and their sums of squares (K,), falling."""
     rows = centred(gram, train)
-    values, vectors = np.linalg.eigh(rows[np.ix_(train, train)])
-    kept = values > values.max() * 1e-10
-    values, vectors = values[kept][::-1], vectors[:, kept][:, ::-1]
+    values, vectors = _leading(rows[np.ix_(train, train)])
     return rows[:, train] @ (vectors / np.sqrt(values)), values
+
+
+def _of_features(features: Array, train: Array) -> tuple[Array, Array]:
+    """The same from features (n, D)."""
+    x = features - features[train].mean(0)
+    if x.shape[1] > train.sum():
+        return _of_gram(x @ x.T, train)
+    values, vectors = _leading(x[train].T @ x[train])
+    return x @ vectors, values
+
+
+def _leading(matrix: Array) -> tuple[Array, Array]:
+    """Eigenvalues above rounding, falling, and their vectors."""
+    values, vectors = np.linalg.eigh(matrix)
+    kept = values > values.max() * 1e-10
+    return values[kept][::-1], vectors[:, kept][:, ::-1]

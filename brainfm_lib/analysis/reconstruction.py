@@ -11,7 +11,15 @@ import torch
 from scipy.interpolate import LinearNDInterpolator, NearestNDInterpolator
 from torch import Tensor
 
-from brainfm_lib.analysis.spectrum import coherence, coherence_noise_floor, radial_power
+from brainfm_lib.analysis.places import error_places
+from brainfm_lib.analysis.spectrum import (
+    coherence,
+    coherence_noise_floor,
+    patch_grid_excess,
+    phase_error,
+    radial_power,
+    slice_log_power,
+)
 from brainfm_lib.data.augment import zscore
 from brainfm_lib.device import autocast, best_device
 from brainfm_lib.losses.reconstruction import denormalise
@@ -131,9 +139,11 @@ def evaluate_reconstruction(
     Returns:
         ``errors``: a row per volume with the mean squared error over hidden brain voxels (z-scored units) of the model
         and of both trivial predictors, averaged over the passes. ``spectra``: radial power of target, pure prediction
-        and mosaic, and their signed coherence with the target, per frequency (cycles/mm). ``latents`` (JEPA only): the
-        squared error of predicted latents and of the per-position mean latent, per volume. ``examples``:
-        (examples, 4, D, H, W): target, visible part, mosaic of the first pass, difference.
+        and mosaic, their signed coherence with the target and the phase error, per frequency (cycles/mm). ``places``:
+        see `places.error_places`. ``seams``: power on the patch lattice of each, per volume. ``slices``: (3, D, H)
+        log-spectra of the central axial slices of target, prediction and mosaic. ``examples``: (examples, 4, D, H, W):
+        target, visible part, mosaic of the first pass, difference. For JEPA, errors hold ``latent`` and
+        ``latent_position_mean``: squared errors of predicted latents and of the mean latent at each position.
     """
     model = model.to(device).eval()
     patch = config.objective.encoder.patch_size
@@ -216,7 +226,10 @@ def evaluate_reconstruction(
         errors = errors.assign(
             latent=(latent[0] / passes).cpu().numpy(), latent_position_mean=(latent[1] / passes).cpu().numpy()
         )
+    guessed = unpatchify(mean_tokens, grid, patch)
+    places = error_places(heldout.cpu(), pure.cpu(), guessed.cpu(), brain.cpu(), kept.cpu(), patch)
     target, prediction, filled = (_inside(v, kept, patch).cpu() for v in (heldout, pure, first))
+    each = {"target": target, "prediction": prediction, "mosaic": filled}
     shown = slice(0, examples)
     unseen = masks[0].hidden.expand(len(target_tokens[shown]), -1)
     blank = torch.full_like(gather(target_tokens[shown], unseen), float("nan"))
@@ -225,6 +238,9 @@ def evaluate_reconstruction(
     return {
         "errors": errors,
         "spectra": spectra_table(target, prediction, filled, config.geometry.spacing),
+        "places": places,
+        "seams": pd.DataFrame({name: patch_grid_excess(volumes, patch) for name, volumes in each.items()}),
+        "slices": np.stack([slice_log_power(volumes) for volumes in each.values()]),
         "examples": pictures.cpu().numpy().astype(np.float16),
     }
 
@@ -236,6 +252,7 @@ def spectra_table(target: Tensor, pure: Tensor, mosaicked: Tensor, spacing: floa
     for name, volumes in (("prediction", pure), ("mosaic", mosaicked)):
         columns[f"power_{name}"] = radial_power(volumes, spacing)[1].mean(0)
         columns[f"coherence_{name}"] = coherence(volumes, target, spacing)[1]
+        columns[f"phase_error_{name}"] = phase_error(volumes, target, spacing)[1]
     columns["noise_floor"] = coherence_noise_floor(target.shape, spacing)[1]
     return pd.DataFrame({name: np.asarray(values) for name, values in columns.items()})
 
@@ -256,9 +273,10 @@ def make_reconstruction(
         result = evaluate_reconstruction(
             load_trained(config, run_folder), config, data(), examples=examples, batch_size=batch_size, device=device
         )
-        result["errors"].to_parquet(folder / "errors.parquet")
-        result["spectra"].to_parquet(folder / "spectra.parquet")
-        np.save(folder / "examples.npy", result["examples"], allow_pickle=False)
+        for name in ("errors", "spectra", "places", "seams"):
+            result[name].to_parquet(folder / f"{name}.parquet")
+        for name in ("examples", "slices"):
+            np.save(folder / f"{name}.npy", result[name], allow_pickle=False)
         return {"device": device.type}
 
     return make

@@ -104,6 +104,45 @@ def power_ratio(
         return frequencies, power_a.sum(0) / radial_power(b, spacing, window=window)[1].sum(0)
 
 
+def phase_error(
+    a: Tensor | NDArray[Any], b: Tensor | NDArray[Any], spacing: Spacing, *, window: Window = "hann"
+) -> tuple[Floats, Floats]:
+    """Mean |phase of F(a)F(b)*| in each shell, weighted by |F(b)|², radians: π/2 for unrelated volumes.
+
+    Arguments as in `coherence`, `b` the target. Unlike coherence it does not ask whether amplitudes fit.
+    """
+    x, y, size = _as_batch(a), _as_batch(b), _spacing(spacing)
+    if x.shape != y.shape:
+        raise ValueError(f"phase error of volumes {tuple(x.shape)} and {tuple(y.shape)}: shapes must agree")
+    shells = _shells(tuple(x.shape[1:]), size, x.device)
+    angle, weight = [], []
+    for f, g in zip(_spectra(x, size, window), _spectra(y, size, window), strict=True):
+        power = _power(g)
+        angle.append(_shell_mean((f * g.conj()).angle().abs() * power, shells))
+        weight.append(_shell_mean(power, shells))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return shells.frequencies, np.concatenate(angle).sum(0) / np.concatenate(weight).sum(0)
+
+
+def slice_log_power(volumes: Tensor | NDArray[Any]) -> Floats:
+    """Mean over volumes of log10 |F|² of the central axial slice under a Hann window, zero frequency in the middle.
+
+    Args:
+        volumes: (B, 1, D, H, W) or (B, D, H, W), the last axis from bottom to top.
+
+    Returns:
+        (D, H) float64; 1e-12 of the largest power is the floor.
+    """
+    x = _as_batch(volumes)
+    middle = x[..., x.shape[-1] // 2].double()
+    d, h = (torch.hann_window(n, dtype=torch.float64, device=x.device) for n in middle.shape[1:])
+    taper = d[:, None] * h
+    mean = (middle * taper).sum((1, 2), keepdim=True) / taper.sum()
+    power = torch.fft.fftshift(torch.fft.fft2((middle - mean) * taper), dim=(1, 2)).abs().square()
+    floor = power.amax((1, 2), keepdim=True).clamp_min(torch.finfo(torch.float64).tiny) * 1e-12
+    return np.asarray(power.maximum(floor).log10().mean(0).cpu().numpy())
+
+
 def coherence_noise_floor(
     shape: tuple[int, ...], spacing: Spacing, *, window: Window = "hann", quantile: float = 1.959964
 ) -> tuple[Floats, Floats]:

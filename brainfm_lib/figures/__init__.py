@@ -2,10 +2,10 @@
 
 from brainfm_lib.figures.brains import cohort_montage, reconstruction_panel, reconstruction_panels
 from brainfm_lib.figures.cohorts import cohort_summary, discriminative_spectra, intensity_histogram, split_counts
-from brainfm_lib.figures.latents import eigenspectra, rank_measures
+from brainfm_lib.figures.latents import eigenspectra, explained_variance, latent_maps, rank_measures, similarity_matrix
 from brainfm_lib.figures.probes import calibration_curves, few_shot_curves, forest_plot, roc_curves
 from brainfm_lib.figures.reconstruction import error_intervals, explained_latents
-from brainfm_lib.figures.spectra import radial_spectra
+from brainfm_lib.figures.spectra import errors_by_place, phase_errors, radial_spectra, slice_spectra
 from brainfm_lib.figures.structure import (
     component_curves,
     cutoff_curves,
@@ -26,19 +26,25 @@ __all__ = [
     "discriminative_spectra",
     "eigenspectra",
     "error_intervals",
+    "errors_by_place",
     "explained_latents",
+    "explained_variance",
     "few_shot_curves",
     "forest_plot",
     "gains_along_dials",
     "heldout_curves",
     "intensity_histogram",
+    "latent_maps",
     "loss_curves",
     "measured_dials",
+    "phase_errors",
     "radial_spectra",
     "rank_measures",
     "reconstruction_panel",
     "reconstruction_panels",
     "roc_curves",
+    "similarity_matrix",
+    "slice_spectra",
     "split_counts",
     "stamp",
 ]

@@ -3,10 +3,11 @@
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from brainfm_lib.figures.style import TARGET, colour, figure_function, legend_below, nothing, panels, title
+from brainfm_lib.figures.style import TARGET, colour, figure_function, legend_below, marker, nothing, panels, title
 
 PLAIN = {"facecolor": "white", "edgecolor": "none", "alpha": 0.75, "pad": 0.5}  # keeps text readable over curves
 
@@ -69,4 +70,78 @@ def radial_spectra(
                 )
         axis.set_ylim(low, high)
     legend_below(figure, axes)
+    return figure
+
+
+@figure_function
+def phase_errors(spectra: Mapping[str, pd.DataFrame], *, of: str = "prediction") -> Figure:
+    """Mean phase difference from the target at each frequency; a right angle is what unrelated volumes have.
+
+    Args:
+        spectra: Arm -> table with frequency (cycles/mm), phase_error_<of> (radians).
+        of: As in `radial_spectra`.
+    """
+    if not spectra:
+        return nothing("No arm that is shown here predicts voxels.")
+    figure, (axis,) = panels(1, height=2.8)
+    axis.axhline(90, color="#666666", linewidth=0.9, linestyle=":", label="unrelated")
+    for arm, table in spectra.items():
+        axis.plot(table["frequency"], np.degrees(table[f"phase_error_{of}"]), color=colour(arm), label=title(arm))
+    axis.set(xlabel="frequency (cycles/mm)", ylabel="phase error (degrees)", ylim=(0, 100))
+    legend_below(figure, [axis], columns=3)
+    return figure
+
+
+@figure_function
+def errors_by_place(places: Mapping[str, pd.DataFrame]) -> Figure:
+    """Squared error of predictions against the distance to the patch's face, and by brightness.
+
+    Args:
+        places: Arm -> table with split (border, brightness), place, order, model and baseline (squared errors).
+    """
+    if not places:
+        return nothing("No arm that is shown here predicts voxels.")
+    figure, (border, bright) = panels(2, columns=2, height=2.8)
+    for axis, split in ((border, "border"), (bright, "brightness")):
+        for number, (arm, table) in enumerate(places.items()):
+            rows = table[table["split"] == split]
+            shift = 0.0 if split == "border" else 0.08 * (number - (len(places) - 1) / 2)
+            line = "-" if split == "border" else "none"
+            axis.plot(
+                rows["order"] + shift, rows["model"], marker(arm), linestyle=line, color=colour(arm), label=title(arm)
+            )
+        rows = next(iter(places.values()))
+        rows = rows[rows["split"] == split]
+        axis.plot(rows["order"], rows["baseline"], "_", color=TARGET, markersize=16, label="position mean")
+        axis.set_xticks(rows["order"], rows["place"])
+        axis.set_ylim(bottom=0)
+    border.set(xlabel="distance to the patch's nearest face (voxels)", ylabel="squared error (z-score²)")
+    bright.set(xlabel="brightness within the scan's brain (thirds)")
+    legend_below(figure, [border, bright])
+    return figure
+
+
+@figure_function
+def slice_spectra(slices: Mapping[str, np.ndarray], spacing: float) -> Figure:
+    """Mean log-spectrum of the central axial slice of the target and of each arm's prediction, on one scale.
+
+    Args:
+        slices: Arm -> (3, D, H) log10 power of target, prediction and mosaic, zero frequency in the middle.
+        spacing: Voxel size, mm.
+    """
+    if not slices:
+        return nothing("No arm that is shown here predicts voxels.")
+    shown = {"target": next(iter(slices.values()))[0], **{arm: array[1] for arm, array in slices.items()}}
+    figure, axes = panels(len(shown), columns=5, height=2.2, sharex=True, sharey=True)
+    top = float(shown["target"].max())
+    reach = 1 / (2 * spacing)
+    for axis, (arm, image) in zip(axes, shown.items()):
+        drawn = axis.imshow(
+            image.T, origin="lower", cmap="gray", vmin=top - 6, vmax=top, extent=(-reach, reach, -reach, reach)
+        )
+        axis.set_title(title(arm), fontsize=9)
+        axis.set_xlabel("right–left\n(cycles/mm)")
+        axis.grid(visible=False)
+    axes[0].set_ylabel("front–back (cycles/mm)")
+    figure.colorbar(drawn, ax=axes, label="log₁₀ power", shrink=0.8)
     return figure

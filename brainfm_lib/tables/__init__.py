@@ -10,7 +10,7 @@ from brainfm_lib.tables.judged import (
     trial_table,
     variance_table,
 )
-from brainfm_lib.tables.structure import slope_table, structure_table
+from brainfm_lib.tables.structure import dimension_table, seams_table, slope_table, structure_table
 from brainfm_lib.tables.study import (
     cost_table,
     example_names,
@@ -27,6 +27,7 @@ from brainfm_lib.tables.style import show, task_titles
 __all__ = [
     "cost_table",
     "differences_table",
+    "dimension_table",
     "efficiency_table",
     "example_names",
     "manifest_table",
@@ -39,6 +40,7 @@ __all__ = [
     "resolution_table",
     "results_table",
     "runs_table",
+    "seams_table",
     "show",
     "slope_table",
     "structure_table",

@@ -26,6 +26,32 @@ def structure_table(rows: pd.DataFrame, titles: Mapping[str, str]) -> pd.DataFra
     )
 
 
+def seams_table(seams: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """Power on the lattice of the patches over power beside it: the mean over held-out scans, an arm a row.
+
+    Args:
+        seams: Arm -> table with target, prediction and mosaic, a row a scan.
+    """
+    rows = [{"arm": title(arm), **table.mean().to_dict()} for arm, table in seams.items()]
+    return pd.DataFrame(rows, columns=["arm", "target", "prediction", "mosaic"])
+
+
+def dimension_table(dimensions: Mapping[str, Mapping[str, pd.DataFrame]], titles: Mapping[str, str]) -> pd.DataFrame:
+    """Arms down, tasks across: discriminative dimension of pooled features, and its 95 % interval.
+
+    Args:
+        dimensions: Task -> arm -> table with one row: estimate, low, high.
+        titles: Task -> its name.
+    """
+    columns: dict[str, dict[str, str]] = {}
+    for task, arms in dimensions.items():
+        for arm, table in arms.items():
+            r = table.iloc[0]
+            cell = f"{r['estimate']:.1f}<br><small>[{r['low']:.1f}, {r['high']:.1f}]</small>"
+            columns.setdefault(titles.get(task, task), {})[title(arm)] = "–" if pd.isna(r["estimate"]) else cell
+    return pd.DataFrame(columns).rename_axis("arm").reset_index()
+
+
 def slope_table(slopes: pd.DataFrame) -> pd.DataFrame:
     """The pre-stated analysis of the causal test, a row a dial and pair.
 

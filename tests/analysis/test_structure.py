@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from brainfm_lib.analysis.bands import BANDS, band_edges, band_grams, cutoff_curves, direction_spectrum
-from brainfm_lib.analysis.components import component_curve, discriminative_dimension
-from brainfm_lib.analysis.reading import read_linearly, standardised_gram
+from brainfm_lib.analysis.components import component_curve, discriminative_dimension, standardised
+from brainfm_lib.analysis.reading import coordinates_of, read_linearly
 from brainfm_lib.data.augment import zscore
 from brainfm_lib.errors import InputError
 
@@ -76,6 +76,7 @@ def test_reliance_is_the_share_of_the_frequency(frequency: float) -> None:
         lambda k: {"x": grams[k + 1 :].sum(0)},
         table,
         band_edges()[1:-1],
+        grams=True,
         draws=200,
     )
     assert reliance.estimate == pytest.approx(frequency / 0.5, abs=0.12)
@@ -94,6 +95,7 @@ def test_without_a_signal_no_reliance_is_claimed_or_its_interval_is_wide() -> No
         lambda k: {"x": grams[k + 1 :].sum(0)},
         table_of(np.arange(240) % 2),
         band_edges()[1:-1],
+        grams=True,
         draws=200,
     )
     assert np.isnan(reliance.estimate) or reliance.high - reliance.low > 0.4
@@ -113,7 +115,7 @@ def features_with(directions: int, n: int = 600, seed: int = 0) -> tuple[np.ndar
 def test_dimension_counts_the_directions_that_share_the_distance(directions: int) -> None:
     features, labels = features_with(directions)
     names = np.array([f"s{i}" for i in range(len(labels))])
-    found = discriminative_dimension(features @ features.T, labels, names)
+    found = discriminative_dimension(features, labels, names)
     assert found.low <= directions * 1.35 and found.high >= directions * 0.65
     assert found.estimate == pytest.approx(
         directions, rel=0.45, abs=0.75
@@ -124,12 +126,12 @@ def test_dimension_counts_a_subject_once_and_needs_a_signal() -> None:
     features, labels = features_with(4)
     names = np.array([f"s{i}" for i in range(len(labels))])
     twice = np.repeat(np.arange(len(labels)), 2)
-    once = discriminative_dimension(features @ features.T, labels, names)
-    again = discriminative_dimension((features @ features.T)[np.ix_(twice, twice)], labels[twice], names[twice])
+    once = discriminative_dimension(features, labels, names)
+    again = discriminative_dimension(features[twice], labels[twice], names[twice])
     assert again.estimate == pytest.approx(once.estimate) and again.high == pytest.approx(once.high)
     shuffled = np.random.default_rng(0).permutation(labels)
-    assert np.isnan(discriminative_dimension(features @ features.T, shuffled, names).estimate)
-    with pytest.raises(InputError, match="needs four"):
+    assert np.isnan(discriminative_dimension(features, shuffled, names).estimate)
+    with pytest.raises(InputError, match="needs eight"):
         discriminative_dimension(np.eye(8), np.array([0, 0, 0, 0, 0, 0, 0, 1]), names[:8])
 
 
@@ -138,24 +140,28 @@ def test_the_curve_rises_where_the_signal_comes_in() -> None:
     labels = np.arange(400) % 2
     x = rng.standard_normal((400, 20)) * np.linspace(4, 1, 20)
     x[:, 10] += 1.5 * labels * np.linspace(4, 1, 20)[10]  # not so much that it becomes the first component
-    gram = {"x": (x - x.mean(0)) @ (x - x.mean(0)).T}
-    curve = component_curve(gram, table_of(labels), [4, 8], draws=100)
+    curve = component_curve(x, table_of(labels), [4, 8], draws=100)
     assert curve["estimate"].iloc[0] < 0.65 and curve["estimate"].iloc[1] > 0.75
 
 
-def test_ridge_equals_its_textbook_form() -> None:
+@pytest.mark.parametrize("grams", [False, True])
+def test_ridge_equals_its_textbook_form(grams: bool) -> None:
     features, labels = features_with(4, n=200)
-    table = table_of(labels)
-    gram = standardised_gram(features)
-    result = read_linearly({"x": gram}, table)
+    table, x = table_of(labels), standardised(features)
+    result = read_linearly({"x": x @ x.T if grams else x}, table, grams=grams)
     penalty = result.chosen["penalty"].iloc[0]
     train = (table["split"] != "test").to_numpy()
-    x = (features - features.mean(0)) / features.std(0) / np.sqrt(features.shape[1])
     centred = x - x[train].mean(0)
     values = np.linalg.eigvalsh(centred[train].T @ centred[train])
-    mean = values[values > values.max() * 1e-10].mean()
     target = labels[train] - labels[train].mean()
-    weights = np.linalg.solve(
-        centred[train].T @ centred[train] + penalty * mean * np.eye(40), centred[train].T @ target
-    )
+    ridge = centred[train].T @ centred[train] + penalty * values[values > values.max() * 1e-10].mean() * np.eye(40)
+    weights = np.linalg.solve(ridge, centred[train].T @ target)
     assert np.allclose(result.predictions["score_1"], labels[train].mean() + centred[~train] @ weights, atol=1e-8)
+
+
+def test_a_dimension_of_images_is_that_of_their_coordinates() -> None:
+    features, labels = features_with(4)
+    names = np.array([f"s{i}" for i in range(len(labels))])
+    direct = discriminative_dimension(features, labels, names)
+    through = discriminative_dimension(coordinates_of(features @ features.T, 400), labels, names)
+    assert through.estimate == pytest.approx(direct.estimate, rel=1e-6)
