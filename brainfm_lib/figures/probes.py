@@ -8,7 +8,17 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from brainfm_lib.figures.style import WIDTH, colour, figure_function, legend_below, marker, nothing, panels, title
+from brainfm_lib.figures.style import (
+    WIDTH,
+    colour,
+    figure_function,
+    legend_below,
+    marker,
+    nothing,
+    panels,
+    title,
+    wrapped,
+)
 
 
 @figure_function
@@ -52,7 +62,7 @@ def forest_plot(
             place, shade = arms.index(row["arm"]), colour(row["arm"])
             axis.plot([row["low"], row["high"]], [place, place], color=shade, linewidth=1.8)
             axis.plot(row["estimate"], place, marker(row["arm"]), color=shade, markersize=6)
-        axis.set_title(_wrapped((titles or {}).get(task) or task), fontsize=9)
+        axis.set_title(wrapped((titles or {}).get(task) or task), fontsize=9)
         axis.grid(visible=False, axis="y")
         axis.xaxis.set_tick_params(labelbottom=True)
     axes[0, 0].set_yticks(range(len(arms)), [(names or {}).get(arm, title(arm)) for arm in arms])
@@ -117,7 +127,7 @@ def _squares(
         axis.plot([0, 1], [0, 1], color="black", linewidth=0.8, linestyle=":")
         for arm, table in arms.items():
             draw(axis, arm, table)
-        name = _wrapped((titles or {}).get(task) or task, 26)
+        name = wrapped((titles or {}).get(task) or task, 26)
         axis.set(xlabel=xlabel, ylabel=ylabel, title=name, aspect="equal", xlim=(0, 1), ylim=(0, 1))
     legend_below(figure, axes)
     return figure
@@ -148,7 +158,7 @@ def few_shot_curves(draws: Mapping[str, Mapping[str, pd.DataFrame]], titles: Map
         axis.set_xticks(shots, [str(n) for n in shots])
         axis.minorticks_off()
         axis.set(
-            xlabel="labelled subjects a class", ylabel="AUROC", title=_wrapped((titles or {}).get(task) or task, 34)
+            xlabel="labelled subjects a class", ylabel="AUROC", title=wrapped((titles or {}).get(task) or task, 34)
         )
     axes[0].legend()
     return figure
@@ -160,10 +170,3 @@ def _units(table: pd.DataFrame, *, ranked: bool = False) -> tuple[np.ndarray, np
     units = table.groupby(keys)["score_1"].mean().reset_index()
     scores = units.groupby("fold")["score_1"].rank(pct=True) if ranked and "fold" in table else units["score_1"]
     return units["label"].to_numpy(), scores.to_numpy()
-
-
-def _wrapped(text: str, width: int = 22) -> str:
-    lines: list[str] = [""]
-    for word in text.split():
-        lines[-1:] = [f"{lines[-1]} {word}".strip()] if len(lines[-1]) + len(word) < width else [lines[-1], word]
-    return "\n".join(line for line in lines if line)

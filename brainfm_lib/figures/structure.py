@@ -6,7 +6,17 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from brainfm_lib.figures.style import OTHERS, colour, figure_function, legend_below, marker, nothing, panels, title
+from brainfm_lib.figures.style import (
+    OTHERS,
+    colour,
+    figure_function,
+    legend_below,
+    marker,
+    nothing,
+    panels,
+    title,
+    wrapped,
+)
 
 CHANCE = 0.5
 LEGEND_BANDS = {"low": "what lies below the cut-off", "high": "what lies above"}
@@ -29,7 +39,7 @@ def cutoff_curves(
     """
     if not curves:
         return nothing("No task has been looked into.")
-    figure, axes = panels(len(curves), height=2.5, sharey=True)
+    figure, axes = panels(len(curves), height=2.7, sharey=True)
     for axis, (task, table) in zip(axes, curves.items()):
         for band, shade in zip(LEGEND_BANDS, (OTHERS[3], OTHERS[4]), strict=True):
             rows = table[table["band"] == band]
@@ -47,7 +57,7 @@ def cutoff_curves(
         one = reliance[task].iloc[0]
         said = f"{one['estimate']:.2f} [{one['low']:.2f}, {one['high']:.2f}]"
         said = "no signal" if np.isnan(one["estimate"]) else said
-        axis.set_title(f"{(titles or {}).get(task, task)}\nreliance {said}", fontsize=9)
+        axis.set_title(f"{wrapped((titles or {}).get(task, task), 34)}\nreliance {said}", fontsize=8.5)
         axis.set_xlabel("cut-off (cycles/mm)")
     for axis in axes[:: min(3, len(axes))]:
         axis.set_ylabel("AUROC (0 to 1)")
@@ -67,7 +77,7 @@ def component_curves(
     """
     if not curves:
         return nothing("No task has been looked into.")
-    figure, axes = panels(len(curves), height=2.5, sharey=True)
+    figure, axes = panels(len(curves), height=2.7, sharey=True)
     for axis, (task, arms) in zip(axes, curves.items()):
         for arm, table in arms.items():
             axis.fill_between(
@@ -84,7 +94,7 @@ def component_curves(
             )
         axis.axhline(CHANCE, color="black", linewidth=0.8)
         axis.set(xscale="log", xlabel="principal components read")
-        axis.set_title((titles or {}).get(task, task), fontsize=9)
+        axis.set_title(wrapped((titles or {}).get(task, task), 34), fontsize=8.5)
     for axis in axes[:: min(3, len(axes))]:
         axis.set_ylabel("AUROC (0 to 1)")
     legend_below(figure, axes)

@@ -109,6 +109,11 @@ def title(arm: str) -> str:
     return TITLES.get(arm, arm)
 
 
+def wrapped(text: str, width: int = 22) -> str:
+    """Text on several lines, so that it fits beside an axis."""
+    return fill(text, width)
+
+
 def panels(count: int, *, columns: int = 3, height: float = 2.6, **more: Any) -> tuple[Figure, list[Axes]]:
     """A figure of `count` panels in rows of at most `columns`, full width; one panel alone is narrower."""
     columns = max(min(columns, count), 1)
