@@ -5,12 +5,12 @@
 
 For each simulated task of the manifest: the ideal observer; a linear probe of the latents themselves (all that the
 subjects of a cohort carry); a supervised CNN (MONAI's ResNet, trained from scratch; after a first look at this table,
-in which it had learned little of the grade of tumours, its epochs were raised from 24 to 40 and its scores averaged over
-each scan and its mirror image; on the dials, whose signal is fixed to the field of view, scans are neither mirrored nor
-shifted); raw voxels (principal components and a logistic classifier, as in the report); an untrained encoder; and the
-best of age, sex, brain volume, site and contrast alone. AUROC on the same test subjects after learning from the same
-others, with 95 % intervals over subjects; covariates cross-validated. The JSON file says which cohorts this holds for:
-their scans, and some of their voxels.
+in which it had learned little of the grade of tumours, its epochs were raised from 24 to 40 and its scores averaged
+over each scan and its mirror image; on the dials, whose signal is fixed to the field of view, scans are neither
+mirrored nor shifted); raw voxels (principal components and a logistic classifier, as in the report); an untrained
+encoder; and the best of age, sex, brain volume, site and contrast alone. AUROC on the same test subjects after
+learning from the same others, with 95 % intervals over subjects; covariates cross-validated. The JSON file says which
+cohorts this holds for: their scans, and some of their voxels.
 """
 
 import argparse

@@ -46,6 +46,7 @@ MANIFEST = "book/examples/dials.yaml"
 SEEDS = 10  # pretraining seeds that are looked for, from 0
 FEWEST = 3  # seeds below which no slope is judged
 LEVEL, POWER = 0.95, 0.8
+LEAST = 0.05  # Φ⁻¹ of an oracle's AUROC, below which there is nothing to divide a gain by
 FIXED = (ORACLE, RAW_VOXELS, CONTROL)  # rows that no pretraining seed changes
 EXTREME = 1e-3  # an AUROC is taken for no closer than this to 0 or 1, where d' has no value
 
@@ -108,7 +109,8 @@ def run_causal(study: Study, seeds: int) -> Iterator[str]:
         raise InputError(f"{seeds} seeds were asked for: give 1 to {SEEDS}.")
     for request in requests(FIXED):
         yield f"{request:<36} {_said(study.run(request))}"
-    for setting, run in look_into(study, make=True).items():
+    settings = [setting for dial in DIALS.values() for setting in dial.settings]
+    for setting, run in look_into(study, settings, make=True).items():
         study.run(f"truth:{setting}")
         one = structure_rows({setting: run}).iloc[0]
         yield f"{setting:<16} reliance {one['reliance']:.2f}, dimension {one['dimension']:.1f}"
@@ -254,7 +256,9 @@ def slope_table(study: Study) -> pd.DataFrame:
                     "baseline": baseline,
                     "primary": arm == dial.arm,
                     **slope_test(each),
-                    **dict(zip(("low_subjects", "high_subjects"), np.quantile(resampled[name, arm], [0.025, 0.975]))),
+                    **dict(
+                        zip(("low_subjects", "high_subjects"), np.nanquantile(resampled[name, arm], [0.025, 0.975]))
+                    ),
                 }
             )
     table = pd.DataFrame(rows, columns=COLUMNS[:-2]).astype({"primary": bool})
@@ -291,7 +295,8 @@ def judge_slope(row: Any) -> str:
 
 def _gain(arm: Any, baseline: Any, oracle: Any) -> Any:
     distance = [ndtri(np.clip(a, EXTREME, 1 - EXTREME)) for a in (arm, baseline, oracle)]  # √2 cancels
-    return (distance[0] - distance[1]) / distance[2]
+    known = np.where(np.abs(distance[2]) > LEAST, distance[2], np.nan)
+    return (distance[0] - distance[1]) / known
 
 
 def _resample(run: Run, draws: int) -> tuple[float, np.ndarray]:

@@ -188,6 +188,22 @@ def causal(
 
 
 @app.command()
+def advise(
+    task: Annotated[str, typer.Argument(help="A task of your manifest.")],
+    profile: ProfileOption = "quick",
+    manifest: ManifestOption = None,
+    dials: Annotated[str, typer.Option(help="Manifest that the causal test was made on.")] = "book/examples/dials.yaml",
+    cpu: CpuOption = False,
+) -> None:
+    """Where the signal of a task lies, and which auxiliary objective the measured gains speak for, if any."""
+    from brainfm_lib.advise import report
+    from brainfm_lib.study import Study
+
+    for line in report(Study(profile, manifest, cpu=cpu), task, Study(profile, dials, cpu=cpu)):
+        print(line, flush=True)
+
+
+@app.command()
 def compare(names: Annotated[list[str], typer.Argument(help="Runs of probes or fine-tuning on one task.")]) -> None:
     """AUROC of finished runs, and each one's paired difference from the first."""
     from brainfm_lib.judging import compare_runs

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -39,10 +40,10 @@ def structure_rows(runs: dict[str, Run]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=columns)
 
 
-def look_into(study: Study, *, make: bool) -> dict[str, Run]:
-    """Task -> its run of band-limited images; made where `make`, else those that are there."""
+def look_into(study: Study, tasks: Sequence[str] | None = None, *, make: bool) -> dict[str, Run]:
+    """Task (default: all) -> its run of band-limited images; made where `make`, else those that are there."""
     found = {}
-    for task in study.tasks:
+    for task in study.tasks if tasks is None else tasks:
         request = f"bands:{RAW_VOXELS}:{task}"
         run = study.run(request) if make else study.optional(request)
         if run is not None:
@@ -52,7 +53,8 @@ def look_into(study: Study, *, make: bool) -> dict[str, Run]:
 
 def measured_dials(study: Study, dials: dict[str, Dial]) -> pd.DataFrame:
     """What is measured of each setting of the dials: dial, setting, value, estimate, low, high."""
-    structure = structure_rows(look_into(study, make=False)).set_index("task")
+    settings = [setting for dial in dials.values() for setting in dial.settings]
+    structure = structure_rows(look_into(study, settings, make=False)).set_index("task")
     rows = []
     for name, dial in dials.items():
         measure = MEASURES[name]

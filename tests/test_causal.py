@@ -1,0 +1,178 @@
+"""The causal test on a small real run, two settings a dial and three seeds, and its statistics on planted slopes."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from brainfm_lib import advise, causal, notes, tables
+from brainfm_lib.errors import InputError
+from brainfm_lib.structure import look_into, measured_dials, ordering, structure_rows
+from brainfm_lib.study import Study
+
+SMALL = {"subjects.pretraining": 8, "subjects.downstream": 40, "optimiser.steps": 2, "evaluation.permutations": 20}
+SMALL |= {"evaluation.bootstrap_draws": 100, "evaluation.cross_validate_below": 10}
+
+
+def ends(dial: causal.Dial) -> causal.Dial:
+    """A dial's first and last setting."""
+    kept = {name: (getattr(dial, name)[0], getattr(dial, name)[-1]) for name in ("settings", "positions", "values")}
+    return dataclasses.replace(dial, **kept)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A study on the dials, after its causal test."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("RUNS", "STORE"):
+            patch.setenv(f"BRAINFM_{name}", str(tmp_path_factory.mktemp(name.lower())))
+        patch.setattr(causal, "DIALS", {name: ends(dial) for name, dial in causal.DIALS.items()})
+        patch.setattr(advise, "DIALS", causal.DIALS)
+        study = Study("tiny", causal.MANIFEST, overrides=SMALL, progress=False)
+        lines = list(causal.run_causal(study, 3))
+        yield study, lines
+
+
+def test_a_run_ends_with_its_slopes_and_equal_twins(made) -> None:
+    study, lines = made
+    assert sum("equals its plain arm" in line for line in lines) == 2 and not any("DIFFERS" in line for line in lines)
+    assert causal.finished_seeds(study) == [0, 1, 2]
+    table = causal.slope_table(study)
+    assert list(table["primary"]) == [True, False, False, True] and (table["seeds"] == 3).all()
+    assert table["p_holm"].notna().sum() == 2 and set(table.loc[table["primary"], "verdict"]) <= {
+        "supported",
+        "refuted",
+        "open",
+    }
+    assert (table["low_subjects"] <= table["high_subjects"]).all()
+    assert list(causal.COLUMNS) == [name for name in table.columns if name in causal.COLUMNS]
+
+
+def test_gains_are_those_of_the_probes(made) -> None:
+    study, _ = made
+    gains, resampled = causal.gain_table(study)
+    assert len(gains) == 2 * 2 * 2 * 3 and set(resampled) == {(d, a) for d in causal.DIALS for a in causal.REGULARISED}
+    row = gains[(gains["arm"] == "sl-mae") & (gains["seed"] == 2)].iloc[0]
+    from scipy.stats import norm
+
+    known = [
+        study.optional(f"probe:{arm}:{row['setting']}{seed}")
+        .table("results")
+        .set_index("metric")
+        .loc["auroc", "estimate"]
+        for arm, seed in (("sl-mae", "@seed=2"), ("mae", "@seed=2"), ("oracle", ""))
+    ]
+    a, b, c = (norm.ppf(np.clip(v, causal.EXTREME, 1 - causal.EXTREME)) for v in known)
+    assert row["gain"] == pytest.approx((a - b) / c)
+
+
+def test_the_page_says_what_came_out(made) -> None:
+    study, _ = made
+    gains, _ = causal.gain_table(study)
+    slopes = causal.slope_table(study)
+    said = notes.causal_note(study, gains, slopes).data
+    assert said.count("**open**") + said.count("**supported**") + said.count("**refuted**") == 2
+    assert "to the last bit" in said and "phantom results" in said
+    assert len(tables.slope_table(slopes)) == 4
+    levels = causal.level_table(study, gains)
+    assert set(levels["arm"]) == {"oracle", "raw-voxels", "random-init", "mae", "sl-mae", "jepa", "vcr-jepa"}
+    assert levels["ideal"].between(0.92, 0.922).all()
+    measured = measured_dials(study, causal.DIALS)
+    assert set(ordering(measured)) <= {"frequency", "dimension"} and "Spearman" in notes.ordering_note(measured).data
+
+
+def test_before_the_run_the_page_names_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BRAINFM_RUNS", str(tmp_path))
+    study = Study("tiny", causal.MANIFEST, overrides=SMALL, progress=False)
+    gains, _ = causal.gain_table(study)
+    slopes = causal.slope_table(study)
+    assert gains.empty and slopes.empty
+    assert "brainfm causal --profile tiny" in notes.causal_note(study, gains, slopes).data
+
+
+def test_the_frequency_dial_is_read_from_images_alone(made) -> None:
+    study, _ = made
+    rows = structure_rows(look_into(study, make=False)).set_index("task")
+    assert rows.loc["frequency-44", "reliance"] - rows.loc["frequency-12", "reliance"] > 0.3
+
+
+def test_advice_rests_on_what_was_measured(made) -> None:
+    study, _ = made
+    lines = list(advise.report(study, "frequency-44", study))
+    assert lines[0].startswith("high-frequency reliance") and "phantoms" in lines[-1]
+    with pytest.raises(InputError, match="no task"):
+        advise.advise(study, "nonsense", study)
+
+
+def planted(slope: float, seeds: int = 5) -> tuple[pd.DataFrame, pd.DataFrame]:
+    dial = causal.DIALS["frequency"]
+    rng = np.random.default_rng(0)
+    rows = [
+        {
+            "dial": "frequency",
+            "arm": "sl-mae",
+            "setting": s,
+            "seed": k,
+            "gain": slope * v + 0.01 * rng.standard_normal(),
+        }
+        for s, v in zip(dial.settings, dial.values, strict=True)
+        for k in range(seeds)
+    ]
+    measured = [
+        {"dial": "frequency", "setting": s, "value": v, "estimate": 2 * v, "low": 2 * v - 0.05, "high": 2 * v + 0.05}
+        for s, v in zip(dial.settings, dial.values, strict=True)
+    ]
+    return pd.DataFrame(rows), pd.DataFrame(measured)
+
+
+def structure_row(reliance: float, auroc_low: float = 0.6) -> pd.Series:
+    ends = {"reliance_low": reliance - 0.05, "reliance_high": reliance + 0.05}
+    return pd.Series({"auroc": 0.7, "auroc_low": auroc_low, "auroc_high": 0.8, "reliance": reliance, **ends})
+
+
+@pytest.mark.parametrize(
+    ("slope", "word"), [(1.0, "pretrain with it"), (-1.0, "leave it out"), (0.0, "choose by cost")]
+)
+def test_advice_follows_a_planted_gain(slope: float, word: str) -> None:
+    gains, measured = planted(slope)
+    found = advise._of_dial("frequency", structure_row(0.6), gains, measured)
+    assert word in found.said and found.gain == pytest.approx(slope * 0.3, abs=0.03)
+    assert found.low <= found.gain <= found.high
+
+
+@pytest.mark.parametrize(
+    ("row", "seeds", "why"),
+    [
+        (structure_row(0.99), 5, "outside"),
+        (structure_row(0.6, auroc_low=0.45), 5, "not above chance"),
+        (structure_row(float("nan")), 5, "not above chance"),
+        (structure_row(0.6), 2, "seeds of the causal test"),
+    ],
+)
+def test_there_is_no_advice_without_a_basis(row: pd.Series, seeds: int, why: str) -> None:
+    gains, measured = planted(1.0, seeds)
+    found = advise._of_dial("frequency", row, gains, measured)
+    assert advise.NO_BASIS in found.said and why in found.said and np.isnan(found.gain)
+
+
+def test_slopes_are_tested_over_seeds() -> None:
+    found = causal.slope_test(np.array([0.1, 0.2, 0.3]))
+    assert found["estimate"] == pytest.approx(0.2) and found["seeds"] == 3
+    assert found["low"] == pytest.approx(0.2 - 4.302653 * 0.1 / 3**0.5, abs=1e-5)  # t of 2 degrees of freedom
+    assert found["p"] == pytest.approx(0.0742, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("p", "estimate", "low", "high", "verdict"),
+    [
+        (0.01, 0.2, 0.1, 0.3, "supported"),
+        (0.01, 0.2, -0.1, 0.3, "open"),
+        (0.01, -0.2, -0.3, -0.1, "refuted"),
+        (0.2, 0.2, 0.1, 0.3, "open"),
+    ],
+)
+def test_the_rule_is_the_one_that_was_stated(p: float, estimate: float, low: float, high: float, verdict: str) -> None:
+    row = {"p_holm": p, "estimate": estimate, "low_subjects": low, "high_subjects": high}
+    assert causal.judge_slope(row) == verdict
