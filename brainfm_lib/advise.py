@@ -14,8 +14,9 @@ import numpy as np
 import pandas as pd
 from scipy.stats import t
 
-from brainfm_lib.causal import DIALS, FEWEST, LEVEL, gain_table
-from brainfm_lib.structure import MEASURES, measured_dials, structure_rows
+from brainfm_lib.causal import DIALS, LEVEL, latest
+from brainfm_lib.errors import InputError
+from brainfm_lib.structure import MEASURES, structure_rows
 from brainfm_lib.verdict import RAW_VOXELS, REGULARISED
 
 if TYPE_CHECKING:
@@ -54,13 +55,20 @@ def advise(study: Study, task: str, dials: Study) -> list[Advice]:
     Args:
         study: The user's; `bands` of the task's scans is made where it is missing.
         task: One of its tasks.
-        dials: On the manifest of the dials, same profile; its runs are read and none is made.
+        dials: On the manifest of the dials, same profile; its causal test is read.
+
+    Raises:
+        InputError: No such task, or nobody has made the test.
     """
     study.task_table(task)  # says which tasks there are
     row = structure_rows({task: study.run(f"bands:{RAW_VOXELS}:{task}")}).iloc[0]
-    gains, _ = gain_table(dials)
-    measured = measured_dials(dials, DIALS)
-    return [_of_dial(name, row, gains, measured) for name in DIALS]
+    test = latest(dials)
+    if test is None:
+        raise InputError(
+            f"There is no finished causal test of profile {dials.profile_name}: `brainfm causal --profile "
+            f"{dials.profile_name}` makes it."
+        )
+    return [_of_dial(name, row, test.table("gains"), test.table("measured")) for name in DIALS]
 
 
 def report(study: Study, task: str, dials: Study) -> Iterator[str]:
@@ -87,9 +95,6 @@ def _of_dial(name: str, row: pd.Series, gains: pd.DataFrame, measured: pd.DataFr
 
     here = measured[measured["dial"] == name]
     part = gains[(gains["dial"] == name) & (gains["arm"] == arm)]
-    seeds = part["seed"].nunique()
-    if seeds < FEWEST or len(here) < len(DIALS[name].settings):
-        return none(f"{seeds} of {FEWEST} seeds of the causal test are there (`brainfm causal`)")
     if row["auroc_low"] <= CHANCE or not np.isfinite(place).all():
         return none("a linear reading of whole scans is not above chance, so where the label lies cannot be said")
     reach = float(here["estimate"].min()), float(here["estimate"].max())

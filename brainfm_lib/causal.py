@@ -21,8 +21,9 @@ along `frequency`. Twins whose auxiliary objective has the weight 0 must equal t
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -35,11 +36,11 @@ from brainfm_lib.data.phantom.dials import DIMENSIONS, FREQUENCIES
 from brainfm_lib.errors import InputError
 from brainfm_lib.probes.results import score_columns
 from brainfm_lib.stats.units import fold_mean_auroc, make_units, unit_weights
-from brainfm_lib.structure import look_into, structure_rows
+from brainfm_lib.structure import look_into, measured_dials, structure_rows
 from brainfm_lib.verdict import CONTROL, ORACLE, RAW_VOXELS, REGULARISED
 
 if TYPE_CHECKING:
-    from brainfm_lib.runs import Run
+    from brainfm_lib.runs import Run, RunConfig
     from brainfm_lib.study import Study
 
 MANIFEST = "book/examples/dials.yaml"
@@ -48,6 +49,8 @@ FEWEST = 3  # seeds below which no slope is judged
 LEVEL, POWER = 0.95, 0.8
 LEAST = 0.05  # Φ⁻¹ of an oracle's AUROC, below which there is nothing to divide a gain by
 FIXED = (ORACLE, RAW_VOXELS, CONTROL)  # rows that no pretraining seed changes
+PAIRED = tuple(arm for pair in REGULARISED.items() for arm in pair)
+LOOKED = ("truth", f"bands:{RAW_VOXELS}")
 EXTREME = 1e-3  # an AUROC is taken for no closer than this to 0 or 1, where d' has no value
 
 
@@ -92,35 +95,96 @@ DIALS = {
 }
 
 
+def _settings() -> list[str]:
+    return [setting for dial in DIALS.values() for setting in dial.settings]
+
+
 def requests(arms: Sequence[str]) -> list[str]:
     """Probes of these arms at every setting."""
     return [f"probe:{arm}:{setting}" for dial in DIALS.values() for setting in dial.settings for arm in arms]
 
 
 def run_causal(study: Study, seeds: int) -> Iterator[str]:
-    """Make what the test needs, a line a result: arms under `seeds` seeds, controls, and the twins of weight 0.
+    """Make what the test needs, a line a result: arms under several seeds, controls, twins of weight 0; the verdict last.
 
     Args:
         study: On the manifest of the dials.
         seeds: Pretraining seeds, from 0.
+
+    Raises:
+        InputError: A setting of the dials is missing, or the number of seeds is none that is looked for.
     """
     check_study(study)
-    if not 1 <= seeds <= SEEDS:
-        raise InputError(f"{seeds} seeds were asked for: give 1 to {SEEDS}.")
+    if not FEWEST <= seeds <= SEEDS:
+        raise InputError(f"{seeds} seeds were asked for: give {FEWEST} to {SEEDS}.")
+    yield from _make_inputs(study, seeds)
+    run = study.run(f"causal:{seeds}")
+    yield run.table("slopes").to_string(index=False)
+    yield f"run: {run.id}"
+
+
+def _make_inputs(study: Study, seeds: int) -> Iterator[str]:
     for request in requests(FIXED):
-        yield f"{request:<36} {_said(study.run(request))}"
-    settings = [setting for dial in DIALS.values() for setting in dial.settings]
-    for setting, run in look_into(study, settings, make=True).items():
+        yield f"{request:<36} AUROC {_point(study.run(request)):.3f}"
+    for setting, run in look_into(study, _settings(), make=True).items():
         study.run(f"truth:{setting}")
         one = structure_rows({setting: run}).iloc[0]
         yield f"{setting:<16} reliance {one['reliance']:.2f}, dimension {one['dimension']:.1f}"
     for arm in REGULARISED:
-        yield f"weight 0: {arm:<10} {'equals its plain arm' if twins_equal(study, arm, make=True) else 'DIFFERS'}"
+        yield f"weight 0: {arm:<10} {'equals its plain arm' if twins_equal(study, arm) else 'DIFFERS'}"
     for seed in range(seeds):
-        for request in requests([arm for pair in REGULARISED.items() for arm in pair]):
+        for request in requests(PAIRED):
             study.variant(request, f"seed={seed}").run(request)
         yield f"seed {seed}: all probes"
-    yield slope_table(study).to_string(index=False)
+
+
+def inputs_of(study: Study, seeds: int) -> dict[str, RunConfig]:
+    """What the test is made from, by request."""
+    names = [*requests(FIXED), *(f"{kind}:{setting}" for kind in LOOKED for setting in _settings())]
+    found = {name: study.config(name) for name in names}
+    for arm, plain in REGULARISED.items():
+        found[f"pretrain:{arm}@weight=0"] = study.variant(f"pretrain:{arm}", "weight=0").config(f"pretrain:{arm}")
+        found[f"pretrain:{plain}"] = study.config(f"pretrain:{plain}")
+    for seed in range(seeds):
+        for name in requests(PAIRED):
+            found[f"{name}@seed={seed}"] = study.variant(name, f"seed={seed}").config(name)
+    return found
+
+
+def make_causal(study: Study, seeds: int) -> Callable[[Path], dict[str, Any]]:
+    """What `runs.ensure` calls: tables gains, slopes, levels, measured and twins; small enough to ship."""
+
+    def make(folder: Path) -> dict[str, Any]:
+        for _ in _make_inputs(study, seeds):
+            pass
+        gains, resampled = gain_table(study, range(seeds))
+        tables = {
+            "gains": gains,
+            "slopes": slope_table(gains, resampled),
+            "levels": level_table(study, gains),
+            "measured": measured_dials(study, DIALS),
+            "twins": pd.DataFrame([{"arm": arm, "equal": twins_equal(study, arm)} for arm in REGULARISED]),
+        }
+        for name, table in tables.items():
+            table.to_parquet(folder / f"{name}.parquet", index=False)
+        return {}
+
+    return make
+
+
+def latest(study: Study) -> Run | None:
+    """The finished test of this study with the most seeds; nothing is made."""
+    check_study(study)
+    for seeds in range(SEEDS, FEWEST - 1, -1):
+        run = study.optional(f"causal:{seeds}")
+        if run is not None:
+            return run
+    return None
+
+
+def table(test: Run | None, name: str) -> pd.DataFrame:
+    """A table of a finished test; an empty one where there is none."""
+    return pd.DataFrame() if test is None else test.table(name)
 
 
 def check_study(study: Study) -> None:
@@ -129,61 +193,45 @@ def check_study(study: Study) -> None:
     Raises:
         InputError: A setting is missing.
     """
-    missing = [s for dial in DIALS.values() for s in dial.settings if s not in study.tasks]
+    missing = [setting for setting in _settings() if setting not in study.tasks]
     if missing:
         raise InputError(f"The manifest has no task {missing[0]!r}: the causal test is made on {MANIFEST}.")
 
 
-def twins_equal(study: Study, arm: str, *, make: bool = False) -> bool | None:
+def twins_equal(study: Study, arm: str) -> bool:
     """Whether an arm whose auxiliary objective has the weight 0 ends with the same weights as the plain one.
 
     Args:
         study: Whose profile and seed.
         arm: ``sl-mae`` or ``vcr-jepa``.
-        make: Train both where they are missing; otherwise None is returned then.
     """
-    change = "weight=0"
     twin, plain = f"pretrain:{arm}", f"pretrain:{REGULARISED[arm]}"
-    if make:
-        runs: list[Run | None] = [study.variant(twin, change).run(twin), study.run(plain)]
-    else:
-        runs = [study.optional(f"{twin}@{change}"), study.optional(plain)]
-    files = [run.path / "encoder" / "model.safetensors" for run in runs if run is not None]
-    return files[0].read_bytes() == files[1].read_bytes() if len(files) == 2 else None
+    runs = study.variant(twin, "weight=0").run(twin), study.run(plain)
+    one, other = ((run.path / "encoder" / "model.safetensors").read_bytes() for run in runs)
+    return one == other
 
 
-def finished_seeds(study: Study) -> list[int]:
-    """Seeds of which every probe is there; nothing is made."""
-    arms = [arm for pair in REGULARISED.items() for arm in pair]
-    found = []
-    for seed in range(SEEDS):
-        if study.optional(f"{requests(arms)[-1]}@seed={seed}") is None:  # the last to be made: usually enough
-            continue
-        if all(study.optional(f"{request}@seed={seed}") is not None for request in requests(arms)):
-            found.append(seed)
-    return found
-
-
-def gain_table(study: Study, *, draws: int = 500) -> tuple[pd.DataFrame, dict[tuple[str, str], np.ndarray]]:
-    """Gains at every setting under every finished seed.
+def gain_table(
+    study: Study, seeds: Sequence[int], *, draws: int = 500
+) -> tuple[pd.DataFrame, dict[tuple[str, str], np.ndarray]]:
+    """Gains at every setting under every seed.
 
     Returns:
         dial, setting, position, value, arm, baseline, seed, auroc, auroc_baseline, auroc_oracle, gain; and for each
         (dial, arm) the slopes averaged over seeds under `draws` resamples of the test subjects.
     """
     rows, resampled = [], {}
-    seeds = finished_seeds(study)
     for name, dial in DIALS.items():
         centred = np.asarray(dial.positions) - np.mean(dial.positions)
         weights = centred / np.square(centred).sum()
         for arm, baseline in REGULARISED.items():
             slopes = np.zeros(draws)
             for k, setting in enumerate(dial.settings):
-                known = study.optional(f"probe:{ORACLE}:{setting}")
-                for seed in seeds if known is not None else ():
-                    runs = [study.optional(f"probe:{one}:{setting}@seed={seed}") for one in (arm, baseline)]
-                    found = [_resample(run, draws) for run in (*runs, known) if run is not None]
-                    points, values = zip(*found, strict=True)
+                known = study.run(f"probe:{ORACLE}:{setting}")
+                for seed in seeds:
+                    names = [f"probe:{one}:{setting}" for one in (arm, baseline)]
+                    runs = [study.variant(name, f"seed={seed}").run(name) for name in names]
+                    points, values = zip(*(_resample(run, draws) for run in (*runs, known)), strict=True)
                     rows.append(
                         {
                             "dial": name,
@@ -204,7 +252,7 @@ def gain_table(study: Study, *, draws: int = 500) -> tuple[pd.DataFrame, dict[tu
 
 
 def level_table(study: Study, gains: pd.DataFrame) -> pd.DataFrame:
-    """AUROC of every row at every setting, as far as it is there; nothing is made.
+    """AUROC of every row at every setting.
 
     Args:
         study: On the dials.
@@ -217,36 +265,31 @@ def level_table(study: Study, gains: pd.DataFrame) -> pd.DataFrame:
     pairs = (("arm", "auroc"), ("baseline", "auroc_baseline"))
     for name, dial in DIALS.items():
         for setting, position, value in zip(dial.settings, dial.positions, dial.values, strict=True):
-            truth = study.optional(f"truth:{setting}")
-            reached = {}
-            for arm in FIXED:
-                run = study.optional(f"probe:{arm}:{setting}")
-                if run is not None:
-                    reached[arm] = _point(run)
+            truth = study.run(f"truth:{setting}")
+            reached = {arm: _point(study.run(f"probe:{arm}:{setting}")) for arm in FIXED}
             here = gains[gains["setting"] == setting]
             reached |= {str(k): v for by, column in pairs for k, v in here.groupby(by)[column].mean().items()}
-            known = {"ideal": np.nan if truth is None else truth.table("truth")["ideal_auroc"].iloc[0]}
+            known = {"ideal": truth.table("truth")["ideal_auroc"].iloc[0]}
             place = {"dial": name, "position": position, "value": value}
             rows += [{**place, "arm": arm, "auroc": area, **known} for arm, area in reached.items()]
     return pd.DataFrame(rows, columns=["dial", "position", "value", "arm", "auroc", "ideal"])
 
 
-def slope_table(study: Study) -> pd.DataFrame:
+def slope_table(gains: pd.DataFrame, resampled: Mapping[tuple[str, str], np.ndarray]) -> pd.DataFrame:
     """The pre-stated analysis.
+
+    Args:
+        gains, resampled: From `gain_table`.
 
     Returns:
         A row per dial and arm: dial, arm, baseline, primary (bool), seeds, estimate, low, high (t-interval over seeds),
         low_subjects, high_subjects (bootstrap over test subjects), p, p_holm (of the two primary ones), detectable (the
         slope that would have been found with probability 0.8), verdict (supported, refuted or open; "" for controls).
-        Empty below `FEWEST` finished seeds.
     """
-    gains, resampled = gain_table(study)
     rows = []
     for name, dial in DIALS.items():
         for arm, baseline in REGULARISED.items():
             part = gains[(gains["dial"] == name) & (gains["arm"] == arm)]
-            if part["seed"].nunique() < FEWEST:
-                continue
             wide = part.pivot(index="position", columns="seed", values="gain")
             each = np.polyfit(wide.index, wide, 1)[0]
             rows.append(
@@ -261,15 +304,11 @@ def slope_table(study: Study) -> pd.DataFrame:
                     ),
                 }
             )
-    table = pd.DataFrame(rows, columns=COLUMNS[:-2]).astype({"primary": bool})
+    table = pd.DataFrame(rows)
     adjusted = pd.Series(np.nan, table.index)
-    adjusted[table["primary"]] = stats.holm(table["p"][table["primary"]]) if len(table) else []
+    adjusted[table["primary"]] = stats.holm(table["p"][table["primary"]])
     table = table.assign(p_holm=adjusted)
     return table.assign(verdict=[judge_slope(row) if row["primary"] else "" for _, row in table.iterrows()])
-
-
-COLUMNS = ["dial", "arm", "baseline", "primary", "seeds", "estimate", "low", "high", "p", "detectable"]
-COLUMNS += ["low_subjects", "high_subjects", "p_holm", "verdict"]
 
 
 def slope_test(slopes: np.ndarray) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from brainfm_lib.tables.style import DECIDED
 from brainfm_lib.verdict import CNN, NUISANCE, REGULARISED, SHUFFLED, TRANSDUCTIVE, rule, verdicts
 
 if TYPE_CHECKING:
+    from brainfm_lib.runs import Run
     from brainfm_lib.study import Study
 
 COLLAPSED = 0.02  # share of the width: fewer directions than this are called a collapse,
@@ -244,21 +245,17 @@ def chance_note(results: pd.DataFrame) -> Markdown:
     return Markdown(f"{said} {verb} above chance ({rule}){': ' + listed if len(sure) else ''}.")
 
 
-def causal_note(study: Study, gains: pd.DataFrame, slopes: pd.DataFrame) -> Markdown:
+def causal_note(study: Study, test: Run | None) -> Markdown:
     """What came out of the causal test, or what has to be run before it can be said.
 
     Args:
         study: On the dials.
-        gains: From `brainfm_lib.causal.gain_table`.
-        slopes: From `brainfm_lib.causal.slope_table`.
+        test: From `brainfm_lib.causal.latest`.
     """
-    seeds = gains["seed"].nunique()
-    command = f"`brainfm causal --profile {study.profile_name} --seeds N`"
-    if slopes.empty:
-        return Markdown(
-            f"**Not run yet**: {seeds} of at least {causal.FEWEST} seeds are there. {command} makes what is missing, "
-            "and this page reads it."
-        )
+    if test is None:
+        command = f"`brainfm causal --profile {study.profile_name} --seeds {causal.FEWEST}`"
+        return Markdown(f"**Not run yet**: {command} makes what is missing, and this page reads it.")
+    slopes = test.table("slopes")
     parts = []
     for _, r in slopes[slopes["primary"]].iterrows():
         gain = f"the gain of {title(r['arm'])} over {title(r['baseline'])} along `{r['dial']}`"
@@ -275,12 +272,15 @@ def causal_note(study: Study, gains: pd.DataFrame, slopes: pd.DataFrame) -> Mark
         ends = f"{r['estimate']:+.2f} [{r['low']:+.2f}, {r['high']:+.2f}]"
         flat = "near 0, as it should be" if r["low"] <= 0 <= r["high"] else "not 0: something else is at work"
         parts.append(f"- Crossed control, {title(r['arm'])} along `{r['dial']}`: {ends}, {flat}.")
-    for arm in REGULARISED:
-        equal = causal.twins_equal(study, arm)
-        if equal is not None:
-            said = "equals it to the last bit" if equal else "**differs from it: this comparison is not clean**"
-            parts.append(f"- {title(arm)} with the weight 0 and its plain arm: the encoder {said}.")
+    for _, r in test.table("twins").iterrows():
+        said = "equals it to the last bit" if r["equal"] else "**differs from it: this comparison is not clean**"
+        parts.append(f"- {title(r['arm'])} with the weight 0 and its plain arm: the encoder {said}.")
     units = "Slopes are in the oracle's d′ over the whole dial; phantom results."
+    if test.shipped:
+        made = test.provenance
+        units += (
+            f" Shipped with the report: made on {made['finished'][:10]} by version {made['versions']['brainfm_lib']}."
+        )
     return Markdown("\n".join(parts) + f"\n\n{units}")
 
 

@@ -1,15 +1,17 @@
 """The causal test on a small real run, two settings a dial and three seeds, and its statistics on planted slopes."""
 
 import dataclasses
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.stats import norm
 
 from brainfm_lib import advise, causal, notes, tables
 from brainfm_lib.errors import InputError
-from brainfm_lib.structure import look_into, measured_dials, ordering, structure_rows
+from brainfm_lib.structure import look_into, ordering, structure_rows
 from brainfm_lib.study import Study
 
 SMALL = {"subjects.pretraining": 8, "subjects.downstream": 40, "optimiser.steps": 2, "evaluation.permutations": 20}
@@ -38,63 +40,70 @@ def made(tmp_path_factory):
 def test_a_run_ends_with_its_slopes_and_equal_twins(made) -> None:
     study, lines = made
     assert sum("equals its plain arm" in line for line in lines) == 2 and not any("DIFFERS" in line for line in lines)
-    assert causal.finished_seeds(study) == [0, 1, 2]
-    table = causal.slope_table(study)
+    test = causal.latest(study)
+    assert test is not None and test.id in lines[-1] and test.table("twins")["equal"].all()
+    table = test.table("slopes")
     assert list(table["primary"]) == [True, False, False, True] and (table["seeds"] == 3).all()
-    assert table["p_holm"].notna().sum() == 2 and set(table.loc[table["primary"], "verdict"]) <= {
-        "supported",
-        "refuted",
-        "open",
-    }
+    assert table["p_holm"].notna().sum() == 2
+    assert set(table.loc[table["primary"], "verdict"]) <= {"supported", "refuted", "open"}
     assert (table["low_subjects"] <= table["high_subjects"]).all()
-    assert list(causal.COLUMNS) == [name for name in table.columns if name in causal.COLUMNS]
 
 
 def test_gains_are_those_of_the_probes(made) -> None:
     study, _ = made
-    gains, resampled = causal.gain_table(study)
-    assert len(gains) == 2 * 2 * 2 * 3 and set(resampled) == {(d, a) for d in causal.DIALS for a in causal.REGULARISED}
+    gains = causal.table(causal.latest(study), "gains")
+    assert len(gains) == 2 * 2 * 2 * 3
     row = gains[(gains["arm"] == "sl-mae") & (gains["seed"] == 2)].iloc[0]
-    from scipy.stats import norm
-
-    known = [
-        study.optional(f"probe:{arm}:{row['setting']}{seed}")
-        .table("results")
-        .set_index("metric")
-        .loc["auroc", "estimate"]
-        for arm, seed in (("sl-mae", "@seed=2"), ("mae", "@seed=2"), ("oracle", ""))
-    ]
+    seeds = {"sl-mae": "@seed=2", "mae": "@seed=2", "oracle": ""}
+    names = [f"probe:{arm}:{row['setting']}{seed}" for arm, seed in seeds.items()]
+    known = [study.optional(name).table("results").set_index("metric").loc["auroc", "estimate"] for name in names]
     a, b, c = (norm.ppf(np.clip(v, causal.EXTREME, 1 - causal.EXTREME)) for v in known)
     assert row["gain"] == pytest.approx((a - b) / c)
 
 
 def test_the_page_says_what_came_out(made) -> None:
     study, _ = made
-    gains, _ = causal.gain_table(study)
-    slopes = causal.slope_table(study)
-    said = notes.causal_note(study, gains, slopes).data
+    test = causal.latest(study)
+    said = notes.causal_note(study, test).data
     assert said.count("**open**") + said.count("**supported**") + said.count("**refuted**") == 2
     assert "to the last bit" in said and "phantom results" in said
-    assert len(tables.slope_table(slopes)) == 4
-    levels = causal.level_table(study, gains)
+    assert len(tables.slope_table(test.table("slopes"))) == 4
+    levels = test.table("levels")
     assert set(levels["arm"]) == {"oracle", "raw-voxels", "random-init", "mae", "sl-mae", "jepa", "vcr-jepa"}
     assert levels["ideal"].between(0.92, 0.922).all()
-    measured = measured_dials(study, causal.DIALS)
+    measured = test.table("measured")
     assert set(ordering(measured)) <= {"frequency", "dimension"} and "Spearman" in notes.ordering_note(measured).data
+
+
+def test_a_test_is_found_where_it_was_shipped(made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    study, _ = made
+    test = causal.latest(study)
+    shipped = tmp_path / "runs" / study.config("causal:3").loose_id
+    shutil.copytree(test.path, shipped)
+    monkeypatch.setattr("brainfm_lib.runs.shipped_dir", lambda: tmp_path)
+    monkeypatch.setenv("BRAINFM_RUNS", str(tmp_path / "none"))
+    again = Study("tiny", causal.MANIFEST, overrides=SMALL, progress=False)
+    found = causal.latest(again)
+    assert found is not None and found.shipped and "Shipped with the report" in notes.causal_note(again, found).data
 
 
 def test_before_the_run_the_page_names_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BRAINFM_RUNS", str(tmp_path))
     study = Study("tiny", causal.MANIFEST, overrides=SMALL, progress=False)
-    gains, _ = causal.gain_table(study)
-    slopes = causal.slope_table(study)
-    assert gains.empty and slopes.empty
-    assert "brainfm causal --profile tiny" in notes.causal_note(study, gains, slopes).data
+    assert causal.latest(study) is None and causal.table(None, "gains").empty
+    assert "brainfm causal --profile tiny" in notes.causal_note(study, None).data
+    with pytest.raises(InputError, match="brainfm causal"):
+        advise.advise(Study("tiny", overrides=SMALL, progress=False), "ad", study)
+    with pytest.raises(InputError, match="3 to 10"):
+        list(causal.run_causal(study, 2))
+    with pytest.raises(InputError, match="no task"):
+        causal.check_study(Study("tiny", progress=False))
 
 
 def test_the_frequency_dial_is_read_from_images_alone(made) -> None:
     study, _ = made
-    rows = structure_rows(look_into(study, make=False)).set_index("task")
+    settings = [setting for dial in causal.DIALS.values() for setting in dial.settings]
+    rows = structure_rows(look_into(study, settings, make=False)).set_index("task")
     assert rows.loc["frequency-44", "reliance"] - rows.loc["frequency-12", "reliance"] > 0.3
 
 
@@ -148,7 +157,6 @@ def test_advice_follows_a_planted_gain(slope: float, word: str) -> None:
         (structure_row(0.99), 5, "outside"),
         (structure_row(0.6, auroc_low=0.45), 5, "not above chance"),
         (structure_row(float("nan")), 5, "not above chance"),
-        (structure_row(0.6), 2, "seeds of the causal test"),
     ],
 )
 def test_there_is_no_advice_without_a_basis(row: pd.Series, seeds: int, why: str) -> None:
