@@ -105,7 +105,7 @@ def requests(arms: Sequence[str]) -> list[str]:
 
 
 def run_causal(study: Study, seeds: int) -> Iterator[str]:
-    """Make what the test needs, a line a result: arms under several seeds, controls, twins of weight 0; the verdict last.
+    """Make what the test needs, a line a result: arms under several seeds, controls, twins of weight 0, the verdict.
 
     Args:
         study: On the manifest of the dials.

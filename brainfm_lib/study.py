@@ -303,6 +303,18 @@ class Study(StudyStructure):
             cpu=self.cpu,
         )
 
+    def _causal_config(self, seeds: str) -> RunConfig:
+        from brainfm_lib.causal import inputs_of
+
+        return RunConfig(
+            "causal", {"seeds": int(seeds)}, inputs=inputs_of(self, int(seeds)), code=("brainfm_lib.causal",)
+        )
+
+    def _causal_make(self, seeds: str) -> Callable[[Path], Any]:
+        from brainfm_lib.causal import make_causal
+
+        return make_causal(self, int(seeds))
+
     # --- results ------------------------------------------------------------------------------------------------------
 
     def write_result(self, path: str | Path = "result.json", **extra: Any) -> None:

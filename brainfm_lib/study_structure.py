@@ -14,7 +14,7 @@ from brainfm_lib.verdict import RAW_VOXELS
 
 
 class StudyStructure(StudyEvaluation):
-    """Requests that look into tasks: `truth:task`, `bands:arm:task`, `components:arm:task` and `causal:seeds`."""
+    """Requests that look into tasks: `truth:task`, `bands:arm:task` and `components:arm:task`."""
 
     def _truth_parts(self, task: str) -> tuple[PhantomSpec, list[list[str]]]:
         entry = self.manifest.tasks[task]
@@ -70,15 +70,3 @@ class StudyStructure(StudyEvaluation):
         from brainfm_lib.analysis.components import make_components
 
         return make_components(*self._read_features(arm, task), self._task_settings(task))
-
-    def _causal_config(self, seeds: str) -> RunConfig:
-        from brainfm_lib.causal import inputs_of
-
-        return RunConfig(
-            "causal", {"seeds": int(seeds)}, inputs=inputs_of(self, int(seeds)), code=("brainfm_lib.causal",)
-        )
-
-    def _causal_make(self, seeds: str) -> Callable[[Path], Any]:
-        from brainfm_lib.causal import make_causal
-
-        return make_causal(self, int(seeds))

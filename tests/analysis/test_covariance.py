@@ -1,4 +1,5 @@
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -11,8 +12,9 @@ from brainfm_lib.analysis.covariance import (
     rank_measures,
     rankme,
     remove_position_mean,
+    variance_explained,
 )
-from brainfm_lib.analysis.latents import measure_latents
+from brainfm_lib.analysis.latents import explained_table, measure_latents, principal_map
 
 
 def noise(*shape, seed=0):
@@ -120,3 +122,28 @@ def test_the_share_of_variance_that_is_not_the_positions() -> None:
     table = measure_latents((3 * place + brain).astype(np.float32))[0].set_index("level")
     assert table.loc["tokens", "variance_share"] == 1
     assert abs(table.loc["tokens, position removed", "variance_share"] - 1 / (1 + 9 * place.var())) < 0.01
+
+
+def test_variance_between_groups_is_what_was_planted_and_none_where_there_is_none() -> None:
+    rng = np.random.default_rng(0)
+    groups = np.arange(400) % 4
+    centres = rng.standard_normal((4, 30))
+    features = centres[groups] + rng.standard_normal((400, 30))
+    between = centres.var(0, ddof=0).sum()
+    assert variance_explained(features, groups) == pytest.approx(between / (between + 30), abs=0.03)
+    assert abs(variance_explained(rng.standard_normal((400, 30)), groups)) < 0.01
+    assert np.isnan(variance_explained(features, np.zeros(400))) and np.isnan(
+        variance_explained(features, np.arange(400))
+    )
+
+
+def test_explained_table_asks_what_the_scans_have_and_resamples_subjects() -> None:
+    rng = np.random.default_rng(1)
+    scans = pd.DataFrame({"subject_id": np.arange(120) // 2, "contrast": np.arange(120) % 3, "site": ["one"] * 120})
+    pooled = rng.standard_normal((120, 8)) + 2 * (scans["contrast"].to_numpy() == 1)[:, None]
+    found = explained_table(pooled, scans, draws=50)
+    assert list(found["factor"]) == ["contrast"]
+    row = found.iloc[0]
+    assert 0.3 < row["low"] <= row["estimate"] <= row["high"] < 0.9
+    drawn = principal_map(pooled, scans)
+    assert abs(np.corrcoef(drawn["component_1"], scans["contrast"] == 1)[0, 1]) > 0.8 and drawn["share_1"].iloc[0] > 0.4

@@ -7,8 +7,10 @@ from brainfm_lib.analysis.spectrum import (
     coherence_noise_floor,
     cross_spectrum,
     patch_grid_excess,
+    phase_error,
     power_ratio,
     radial_power,
+    slice_log_power,
 )
 
 GRID, SPACING = (24, 30, 17), (1.0, 1.5, 2.0)
@@ -146,3 +148,22 @@ def test_wrong_shapes_are_named():
         coherence(noise((1, 8, 8, 8)), noise((2, 8, 8, 8)), 1.0)
     with pytest.raises(ValueError, match=r"\(B, 1, D, H, W\)"):
         radial_power(noise((8, 8, 8)), 1.0)
+
+
+def test_the_phase_error_is_nothing_a_right_angle_or_a_half_turn() -> None:
+    a, b = (torch.randn(4, 1, 16, 16, 16, generator=torch.Generator().manual_seed(k)) for k in (0, 1))
+    assert np.abs(phase_error(3 * a + 1, a, 2.0)[1]).max() < 1e-2
+    assert np.allclose(phase_error(-a, a, 2.0)[1], np.pi, atol=1e-2)
+    unrelated = phase_error(b, a, 2.0)[1]
+    assert abs(unrelated[2:].mean() - np.pi / 2) < 0.1
+    with pytest.raises(ValueError, match="shapes must agree"):
+        phase_error(a, b[:2], 2.0)
+
+
+def test_a_wave_stands_twice_in_the_spectrum_of_its_slice() -> None:
+    x = torch.arange(24.0)
+    volume = torch.cos(2 * np.pi * x / 4)[:, None, None].expand(24, 20, 10)[None]
+    found = slice_log_power(volume + 0.0)
+    assert found.shape == (24, 20)
+    rows = np.argsort(found.max(1))[-2:]
+    assert sorted(int(row) for row in rows) == [6, 18] and found[6].argmax() == 10
