@@ -8,10 +8,10 @@ frequency of the signal (`frequency`), or the rank of the factors' covariance (`
 
 Analysis: the gain of an arm over its twin without the auxiliary objective is the difference of their d' under a linear
 probe on the same test subjects, divided by the d' of a probe that is given the latents and learns from the same
-subjects. Each pretraining seed gives one slope of the gain over the dial (from 0 at its first setting to 1 at its
-last; the dimension on a log scale). Primary are two hypotheses, SL-MAE along `frequency` and VCR-JEPA along
-`dimension`, with a t-test over seeds, Holm-adjusted. Test subjects are the same under every seed, so a bootstrap over
-them stands beside.
+subjects. Twins share the learning rate of the plain arm. Each pretraining seed gives one slope of the gain over the
+dial (from 0 at its first setting to 1 at its last; the dimension on a log scale). Primary are two hypotheses, SL-MAE
+along `frequency` and VCR-JEPA along `dimension`, with a t-test over seeds, Holm-adjusted. Test subjects are the same
+under every seed, so a bootstrap over them stands beside.
 
 `supported`: the adjusted p is below 0.05, the mean slope is above 0, and so is the whole bootstrap interval.
 `refuted`: the same with the slope below 0. `open`: neither; the slope that could have been seen is given.
@@ -134,7 +134,7 @@ def _make_inputs(study: Study, seeds: int) -> Iterator[str]:
         yield f"weight 0: {arm:<10} {'equals its plain arm' if twins_equal(study, arm) else 'DIFFERS'}"
     for seed in range(seeds):
         for request in requests(PAIRED):
-            study.variant(request, f"seed={seed}").run(request)
+            study.variant(request, f"paired={seed}").run(request)
         yield f"seed {seed}: all probes"
 
 
@@ -147,7 +147,7 @@ def inputs_of(study: Study, seeds: int) -> dict[str, RunConfig]:
         found[f"pretrain:{plain}"] = study.config(f"pretrain:{plain}")
     for seed in range(seeds):
         for name in requests(PAIRED):
-            found[f"{name}@seed={seed}"] = study.variant(name, f"seed={seed}").config(name)
+            found[f"{name}@paired={seed}"] = study.variant(name, f"paired={seed}").config(name)
     return found
 
 
@@ -230,7 +230,7 @@ def gain_table(
                 known = study.run(f"probe:{ORACLE}:{setting}")
                 for seed in seeds:
                     names = [f"probe:{one}:{setting}" for one in (arm, baseline)]
-                    runs = [study.variant(name, f"seed={seed}").run(name) for name in names]
+                    runs = [study.variant(name, f"paired={seed}").run(name) for name in names]
                     points, values = zip(*(_resample(run, draws) for run in (*runs, known)), strict=True)
                     rows.append(
                         {

@@ -1,6 +1,7 @@
 """Training state on disk: safetensors, JSON and Parquet, under a temporary name until whole. Nothing is pickled."""
 
 import json
+import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from brainfm_lib.identity import write_atomic
+
+SNAPSHOTS = "snapshots"
+SMALLEST = 1 / 16  # share of a training after which its model is first kept
 
 
 def save_checkpoint(
@@ -77,6 +81,26 @@ def load_checkpoint(
     rows = pd.read_parquet(newest / "metrics.parquet").to_dict("records")
     history = [{str(name): value for name, value in row.items() if pd.notna(value)} for row in rows]
     return history, json.loads((newest / "state.json").read_text())
+
+
+def snapshot_steps(steps: int) -> list[int]:
+    """After which steps a model is kept: halves of halves of the training, down to `SMALLEST` of it."""
+    return sorted({round(steps * SMALLEST * 2**k) for k in range(round(-math.log2(SMALLEST)))} - {0, steps})
+
+
+def keep_snapshot(folder: Path, step: int, model: nn.Module) -> None:
+    """Write ``snapshots/<step>.safetensors``: how the model was at that step, for curves of what is learned when."""
+    from safetensors.torch import save_file
+
+    (folder / SNAPSHOTS).mkdir(exist_ok=True)
+    with write_atomic(folder / SNAPSHOTS / f"{step:08d}.safetensors") as temporary:
+        save_file(host_state(model), temporary)
+
+
+def snapshots(folder: Path) -> dict[int, Path]:
+    """Steps and files of the models kept in a run's folder, and of the last one."""
+    found = {int(path.stem): path for path in sorted((folder / SNAPSHOTS).glob("*.safetensors"))}
+    return found | {int(pd.read_parquet(folder / "metrics.parquet")["step"].iloc[-1]): folder / "model.safetensors"}
 
 
 def host_state(model: nn.Module) -> dict[str, Tensor]:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from brainfm_lib.card import KEY, TRAINED_ON, model_card
-from brainfm_lib.checkpoint import host_state, load_checkpoint, save_checkpoint
+from brainfm_lib.checkpoint import host_state, keep_snapshot, load_checkpoint, save_checkpoint, snapshot_steps
 from brainfm_lib.data.augment import AugmentConfig, augment, draw_augmentation, zscore
 from brainfm_lib.data.batches import Batches, batch_rows
 from brainfm_lib.data.geometry import Geometry
@@ -119,6 +119,7 @@ class Trainer:
         self.grid = patch_grid(config.geometry.grid, config.objective.encoder.patch_size)
         self.step, self.seconds = 0, 0.0
         self.history: list[dict[str, float]] = []
+        self.kept = snapshot_steps(config.optimiser.steps)
         self.pending: list[dict[str, Tensor]] = []
         self.splits: list[str] = [f"{self.world} × {config.optimiser.accumulate}"]
 
@@ -172,6 +173,8 @@ class Trainer:
                     self.batches.read_ahead(upcoming[self._mine(upcoming)])
                 self.pending.append(self.train_step(current, detail=logs))
                 self.step += 1
+                if self.step in self.kept and self.accelerator.is_main_process:
+                    keep_snapshot(self.folder, self.step, self.raw)
                 self.seconds = before + time.perf_counter() - started
                 bar.update()
                 if logs:

@@ -32,6 +32,9 @@ FLAT_NAMES = {
 }
 
 
+PROGRESS = 4  # a curve over training asks this much fewer held-out volumes than a reconstruction does
+
+
 class Study(StudyStructure):
     """What is compared, and on what.
 
@@ -166,14 +169,14 @@ class Study(StudyStructure):
 
         Args:
             request: Whose arm it is.
-            change: ``seed=1``; ``lr=0.001``; or ``weight=0``, of the auxiliary objective, at the learning rate of the
-                arm without one.
+            change: ``seed=1``; ``lr=0.001``; ``weight=0``, of the auxiliary objective, at the learning rate of the arm
+                without one; or ``paired=1``, a seed at that rate.
 
         Raises:
             InputError: `change` is neither.
         """
         name, _, value = change.partition("=")
-        arm = request.split(":")[1] if name in ("lr", "weight") else ""
+        arm = "" if name == "seed" else request.split(":")[1]
         if (arm, change) in self._variants:
             return self._variants[arm, change]
         other = copy.copy(self)  # cohorts, splits and what leaks depend on neither
@@ -183,15 +186,21 @@ class Study(StudyStructure):
                 other.seed = int(value)
             elif name == "lr":
                 other.profile = dataclasses.replace(self.profile, arm_lr={**self.profile.arm_lr, arm: float(value)})
-            elif name == "weight":
-                part, rate = AUXILIARY[arm], self.profile.pretraining(REGULARISED[arm], self.seed).optimiser.lr
-                weighted = dataclasses.replace(getattr(self.profile, part), weight=float(value))
-                rates = {**self.profile.arm_lr, arm: rate}
-                other.profile = dataclasses.replace(self.profile, arm_lr=rates, **{part: weighted})
+            elif name in ("weight", "paired"):
+                rate = self.profile.pretraining(REGULARISED.get(arm, arm), self.seed).optimiser.lr
+                other.profile = dataclasses.replace(self.profile, arm_lr={**self.profile.arm_lr, arm: rate})
+                if name == "weight":
+                    part = AUXILIARY[arm]
+                    weighted = dataclasses.replace(getattr(self.profile, part), weight=float(value))
+                    other.profile = dataclasses.replace(other.profile, **{part: weighted})
+                else:
+                    other.seed = int(value)
             else:
                 raise ValueError
         except (KeyError, ValueError) as error:
-            raise InputError(f"{change!r} changes nothing of {request}: write seed=1, lr=0.001 or weight=0.") from error
+            raise InputError(
+                f"{change!r} changes nothing of {request}: write seed=1, lr=0.001, weight=0 or paired=1."
+            ) from error
         return self._variants.setdefault((arm, change), other)
 
     # --- kinds of run: a configuration, and how it is made -----------------------------------------------------------
@@ -268,21 +277,44 @@ class Study(StudyStructure):
             "reconstruction", settings, self._pretraining_data, inputs, ("brainfm_lib.analysis.reconstruction",)
         )
 
-    def _reconstruction_make(self, arm: str) -> Callable[[Path], Any]:
-        from brainfm_lib.analysis.reconstruction import ReconstructionData, make_reconstruction
-
-        evaluation, run = self.profile.evaluation, self.run(f"pretrain:{arm}")
+    def _reconstruction_data(self, volumes: int) -> Callable[[], Any]:
+        from brainfm_lib.analysis.reconstruction import ReconstructionData
 
         def data() -> ReconstructionData:
-            train, _ = self.pretraining_volumes(0, evaluation.readout_volumes)
-            heldout, scans = self.pretraining_volumes(1, evaluation.reconstruction_volumes)
+            train, _ = self.pretraining_volumes(0, self.profile.evaluation.readout_volumes)
+            heldout, scans = self.pretraining_volumes(1, volumes)
             return ReconstructionData(train.read(range(len(train))), heldout.read(range(len(heldout))), scans)
 
+        return data
+
+    def _reconstruction_make(self, arm: str) -> Callable[[Path], Any]:
+        from brainfm_lib.analysis.reconstruction import make_reconstruction
+
+        evaluation, run = self.profile.evaluation, self.run(f"pretrain:{arm}")
         return make_reconstruction(
             self.profile.pretraining(arm, self.seed),
             run.path,
-            data,
+            self._reconstruction_data(evaluation.reconstruction_volumes),
             examples=evaluation.example_volumes,
+            batch_size=evaluation.batch_size,
+            cpu=self.cpu,
+        )
+
+    def _progress_config(self, arm: str) -> RunConfig:
+        evaluation = self.profile.evaluation
+        settings = {"volumes": evaluation.reconstruction_volumes // PROGRESS, "readout": evaluation.readout_volumes}
+        inputs = {"encoder": self.config(f"pretrain:{arm}")}
+        code = ("brainfm_lib.analysis.reconstruction",)
+        return RunConfig("progress", settings, self._pretraining_data, inputs, code)
+
+    def _progress_make(self, arm: str) -> Callable[[Path], Any]:
+        from brainfm_lib.analysis.reconstruction import make_progress
+
+        evaluation, run = self.profile.evaluation, self.run(f"pretrain:{arm}")
+        return make_progress(
+            self.profile.pretraining(arm, self.seed),
+            run.path,
+            self._reconstruction_data(evaluation.reconstruction_volumes // PROGRESS),
             batch_size=evaluation.batch_size,
             cpu=self.cpu,
         )

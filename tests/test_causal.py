@@ -54,7 +54,7 @@ def test_gains_are_those_of_the_probes(made) -> None:
     gains = causal.table(causal.latest(study), "gains")
     assert len(gains) == 2 * 2 * 2 * 3
     row = gains[(gains["arm"] == "sl-mae") & (gains["seed"] == 2)].iloc[0]
-    seeds = {"sl-mae": "@seed=2", "mae": "@seed=2", "oracle": ""}
+    seeds = {"sl-mae": "@paired=2", "mae": "@paired=2", "oracle": ""}
     names = [f"probe:{arm}:{row['setting']}{seed}" for arm, seed in seeds.items()]
     known = [study.optional(name).table("results").set_index("metric").loc["auroc", "estimate"] for name in names]
     a, b, c = (norm.ppf(np.clip(v, causal.EXTREME, 1 - causal.EXTREME)) for v in known)

@@ -53,6 +53,14 @@ def spectra(arm: str) -> pd.DataFrame:
     )
 
 
+def progress() -> pd.DataFrame:
+    frequency = np.linspace(0.005, 0.087, 16)
+    stages = [
+        pd.DataFrame({"volumes": n, "frequency": frequency, "coherence": np.exp(-40 * frequency)}) for n in (50, 99)
+    ]
+    return pd.concat(stages).assign(power_ratio=0.5)
+
+
 def places() -> pd.DataFrame:
     rows = [("border", str(k), k) for k in range(4)]
     rows += [("brightness", name, k) for k, name in enumerate(("darkest third", "middle third", "brightest third"))]
@@ -224,6 +232,7 @@ def all_figures(arms: tuple[str, ...]) -> dict[str, Figure]:
         "explained_latents": figures.explained_latents(comparison.explained_table(of_errors, draws=200)),
         "radial_spectra": figures.radial_spectra({a: spectra(a) for a in trained}, marks={"one cycle a patch": 0.022}),
         "phase_errors": figures.phase_errors({a: spectra(a) for a in trained}),
+        "coherence_progress": figures.coherence_progress({a: progress() for a in trained}),
         "errors_by_place": figures.errors_by_place({a: places() for a in trained}),
         "slice_spectra": figures.slice_spectra({a: RNG.normal(3, 1, (3, 16, 20)) for a in trained}, 8.0),
         "explained_variance": figures.explained_variance({a: explained() for a in encoders}),

@@ -20,6 +20,7 @@ from brainfm_lib.analysis.spectrum import (
     radial_power,
     slice_log_power,
 )
+from brainfm_lib.checkpoint import snapshots
 from brainfm_lib.data.augment import zscore
 from brainfm_lib.device import autocast, best_device
 from brainfm_lib.losses.reconstruction import denormalise
@@ -49,10 +50,14 @@ class ReconstructionData:
 
 def load_trained(config: PretrainConfig, run_folder: Path) -> MaskedAutoencoder | Jepa:
     """The whole trained model of a run, decoder or predictor included."""
+    return _load(config, run_folder / "model.safetensors")
+
+
+def _load(config: PretrainConfig, file: Path) -> MaskedAutoencoder | Jepa:
     from safetensors.torch import load_file
 
     model = initial_model(config)
-    model.load_state_dict(load_file(run_folder / "model.safetensors"))
+    model.load_state_dict(load_file(file))
     return model.eval()
 
 
@@ -277,6 +282,35 @@ def make_reconstruction(
             result[name].to_parquet(folder / f"{name}.parquet")
         for name in ("examples", "slices"):
             np.save(folder / f"{name}.npy", result[name], allow_pickle=False)
+        return {"device": device.type}
+
+    return make
+
+
+def make_progress(
+    config: PretrainConfig,
+    run_folder: Path,
+    data: Callable[[], ReconstructionData],
+    *,
+    batch_size: int,
+    cpu: bool = False,
+) -> Callable[[Path], dict[str, Any]]:
+    """What `runs.ensure` calls: the spectra of predictions by each model that a pretraining kept.
+
+    Writes ``progress``: volumes (seen so far), frequency (cycles/mm), power_ratio and coherence with the target.
+    """
+
+    def make(folder: Path) -> dict[str, Any]:
+        device = best_device(cpu=cpu)
+        loaded, rows = data(), []
+        for step, file in snapshots(run_folder).items():
+            found = evaluate_reconstruction(
+                _load(config, file), config, loaded, examples=0, batch_size=batch_size, device=device
+            )["spectra"]
+            ratio = found["power_prediction"] / found["power_target"]
+            kept = {"frequency": found["frequency"], "power_ratio": ratio, "coherence": found["coherence_prediction"]}
+            rows.append(pd.DataFrame({"volumes": step * config.optimiser.batch_size, **kept}))
+        pd.concat(rows, ignore_index=True).to_parquet(folder / "progress.parquet", index=False)
         return {"device": device.type}
 
     return make

@@ -5,7 +5,7 @@ from brainfm_lib.figures.cohorts import cohort_summary, discriminative_spectra, 
 from brainfm_lib.figures.latents import eigenspectra, explained_variance, latent_maps, rank_measures, similarity_matrix
 from brainfm_lib.figures.probes import calibration_curves, few_shot_curves, forest_plot, roc_curves
 from brainfm_lib.figures.reconstruction import error_intervals, explained_latents
-from brainfm_lib.figures.spectra import errors_by_place, phase_errors, radial_spectra, slice_spectra
+from brainfm_lib.figures.spectra import coherence_progress, errors_by_place, phase_errors, radial_spectra, slice_spectra
 from brainfm_lib.figures.structure import (
     component_curves,
     cutoff_curves,
@@ -18,6 +18,7 @@ from brainfm_lib.figures.training import heldout_curves, loss_curves
 
 __all__ = [
     "calibration_curves",
+    "coherence_progress",
     "cohort_montage",
     "cohort_summary",
     "component_curves",

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
@@ -144,4 +145,28 @@ def slice_spectra(slices: Mapping[str, np.ndarray], spacing: float) -> Figure:
         axis.grid(visible=False)
     axes[0].set_ylabel("front–back (cycles/mm)")
     figure.colorbar(drawn, ax=axes, label="log₁₀ power", shrink=0.8)
+    return figure
+
+
+@figure_function
+def coherence_progress(progress: Mapping[str, pd.DataFrame]) -> Figure:
+    """Coherence of predictions with the target after ever more training: a panel an arm, a shade a model.
+
+    Args:
+        progress: Arm -> table with volumes (seen so far), frequency (cycles/mm), coherence.
+    """
+    if not progress:
+        return nothing("No arm that is shown here predicts voxels.")
+    figure, axes = panels(len(progress), columns=4, height=2.5, sharey=True)
+    for axis, (arm, table) in zip(axes, progress.items()):
+        stages = sorted(table["volumes"].unique())
+        for number, volumes in enumerate(stages):
+            rows = table[table["volumes"] == volumes]
+            shade = plt.get_cmap("viridis_r")(0.1 + 0.9 * number / max(len(stages) - 1, 1))
+            axis.plot(rows["frequency"], rows["coherence"], color=shade, label=f"{volumes:,} volumes")
+        axis.axhline(0, color="black", linewidth=0.8)
+        axis.set_title(title(arm), fontsize=9)
+        axis.set_xlabel("frequency (cycles/mm)")
+    axes[0].set_ylabel("signed coherence (−1 to 1)")
+    legend_below(figure, axes)
     return figure
