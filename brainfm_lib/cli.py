@@ -21,6 +21,7 @@ app.add_typer(runs_app, name="runs")
 
 ManifestOption = Annotated[Path | None, typer.Option("--manifest", help="Data manifest; default the project's.")]
 ReportOption = Annotated[Path | None, typer.Option("--report", help="Write an HTML page: tables, and how scans look.")]
+INTERRUPTED = 130  # status after Ctrl-C
 LISTED = 20  # scans named on the terminal for each rule they break
 ProfileOption = Annotated[str, typer.Option(help="tiny, quick, reference, paper, replica, or a YAML file.")]
 ObjectiveOption = Annotated[str, typer.Option(help="mae, sl-mae, jepa, vcr-jepa, or all.")]
@@ -43,9 +44,10 @@ def _run(command: Callable[[], object]) -> None:
     except InputError as error:
         print(f"brainfm: {error}", file=sys.stderr)
         raise SystemExit(2) from None
-    except KeyboardInterrupt:
-        print("brainfm: interrupted; what was done is kept, the same command goes on from there.", file=sys.stderr)
-        raise SystemExit(130) from None
+    except SystemExit as end:  # typer makes this of Ctrl-C and says nothing
+        if end.code == INTERRUPTED:
+            print("brainfm: interrupted; what was done is kept, the same command goes on from there.", file=sys.stderr)
+        raise
 
 
 @app.command()
@@ -201,6 +203,33 @@ def advise(
 
     for line in report(Study(profile, manifest, cpu=cpu), task, Study(profile, dials, cpu=cpu)):
         print(line, flush=True)
+
+
+@app.command()
+def sweep(
+    file: Annotated[Path, typer.Argument(help="A sweep's YAML file, or the name of one in notebooks/sweeps.")],
+    workers: Annotated[int, typer.Option("--workers", "-j", help="Cells at a time.")] = 1,
+    executor: Annotated[
+        str, typer.Option(help="local, slurm, or submitit-local to try a cluster's jobs here.")
+    ] = "local",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be made.")] = False,
+    only: Annotated[
+        str | None, typer.Option(help="Cells that meet conditions: 'spectral_weight<=0.01, seed=0'.")
+    ] = None,
+    profile: Annotated[str | None, typer.Option(help="In place of the file's.")] = None,
+    max_cells: Annotated[int, typer.Option(help="More cells than this are an error.")] = 1000,
+) -> None:
+    """Run one notebook under many configurations; the same command again goes on where it was stopped."""
+    from brainfm_lib.sweep.run import dry_run as plan
+    from brainfm_lib.sweep.run import run_sweep
+
+    if dry_run:
+        for line in plan(file, only=only, profile=profile, max_cells=max_cells):
+            print(line)
+        return
+    failed = run_sweep(file, workers=workers, where=executor, only=only, profile=profile, max_cells=max_cells)
+    if failed:
+        raise SystemExit(1)
 
 
 @app.command()

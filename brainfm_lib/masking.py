@@ -220,8 +220,8 @@ class MaskConfig:
             raise ValueError(f"mask kind must be random, block or replica, got {self.kind!r}")
         if self.kind == "replica" and not self.shared:
             raise ValueError("replica masks are shared by the batch: their number of hidden tokens varies")
-        if not 0.0 < self.budget <= 1.0 or self.blocks < 1:
-            raise ValueError("mask: budget lies in (0, 1] and blocks is at least 1")
+        if not 0.0 < self.ratio < 1.0 or not 0.0 < self.budget <= 1.0 or self.blocks < 1:
+            raise ValueError("mask: ratio lies in (0, 1), budget in (0, 1], and blocks is at least 1")
 
     def kept(self, volumes: Tensor, patch_size: int) -> Tensor | None:
         """Tokens that stay in volumes (B, 1, D, H, W) with background 0: (1 or B, K), or None where all do."""

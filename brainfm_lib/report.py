@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import yaml
 from filelock import FileLock
@@ -209,8 +209,10 @@ def drawing_digest(cells: list[str]) -> str:
     return stable_hash([study, code_digest(sorted(modules), without=STUDY)])
 
 
-def make(page: Page, parameters: Mapping[str, Any], root: Path) -> None:
+def make(page: Page, parameters: Mapping[str, Any], root: Path, stream: TextIO | None = None) -> None:
     """Execute one notebook and stage it, with its result and its state, in place of what stood there.
+
+    Progress goes to `stream`, by default the terminal.
 
     Raises:
         ReportError: A cell raised, or no result was written. What was executed stays in ``chapters/failed``.
@@ -220,9 +222,9 @@ def make(page: Page, parameters: Mapping[str, Any], root: Path) -> None:
     failed = page.chapters / "failed" / page.notebook.name
     failed.parent.mkdir(exist_ok=True)
     state = current_state(page, parameters)
-    name = page.notebook.relative_to(root)
+    name = page.notebook.relative_to(root) if page.notebook.is_relative_to(root) else page.notebook.name
     try:
-        with Progress(page.name) as progress:
+        with Progress(page.name, stream) as progress:
             result = execute(page.notebook, failed, parameters, root=root, progress=progress)
     except CellError as problem:
         raise ReportError(

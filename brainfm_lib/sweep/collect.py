@@ -1,0 +1,84 @@
+"""The tidy table of a sweep: a row a cell, task and metric, with what was varied and what it cost."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+
+from brainfm_lib.errors import InputError
+from brainfm_lib.identity import write_atomic
+from brainfm_lib.paths import runs_dir, shipped_dir
+from brainfm_lib.runs import Run
+from brainfm_lib.sweep.cells import page_of, result_of
+from brainfm_lib.sweep.plan import Cell, Sweep
+from brainfm_lib.verdict import KINDS
+
+RESULTS = "results.parquet"
+
+
+def collect(sweep: Sweep, cells: list[Cell]) -> pd.DataFrame:
+    """Read the runs that finished cells used.
+
+    Returns:
+        cell, a column for each parameter that the sweep sets, arm, task, protocol, metric, estimate, low, high,
+        n_subjects, run, pretrain (the run), volumes_seen, train_seconds, heldout (last held-out loss).
+    """
+    rows: list[pd.DataFrame] = []
+    for cell in cells:
+        result = result_of(sweep, cell)
+        runs = {request: _open(name) for request, name in result["runs"].items() if request.split(":")[0] in WANTED}
+        cost: dict[str, dict[str, Any]] = {}
+        for request, run in runs.items():
+            kind, arm, *_ = request.split(":")
+            if kind == "pretrain":
+                cost[arm] = _cost(run)
+        for request, run in runs.items():
+            kind, arm, *rest = request.split(":")
+            if kind not in KINDS or "@" in request:
+                continue
+            table = run.table("results")[["metric", "estimate", "low", "high", "n_subjects"]]
+            named = {"arm": arm, "task": rest[0], "protocol": KINDS[kind], "run": run.id, **cost.get(arm, {})}
+            rows.append(table.assign(cell=cell.id, **dict(cell.point), **named))
+    if not rows:
+        return pd.DataFrame()
+    joined = pd.concat(rows, ignore_index=True)
+    first = ["cell", *cells[0].point, "arm", "task", "protocol", "metric", "estimate", "low", "high"]
+    return joined[[*first, *(name for name in joined.columns if name not in first)]]
+
+
+WANTED = (*KINDS, "pretrain")
+
+
+def write_results(sweep: Sweep, cells: list[Cell]) -> pd.DataFrame:
+    """`collect` into ``results.parquet`` and ``results.csv`` of the sweep's folder."""
+    table = collect(sweep, cells)
+    for name, write in ((RESULTS, table.to_parquet), ("results.csv", table.to_csv)):
+        with write_atomic(sweep.folder / name) as temporary:
+            write(temporary, index=False)
+    return table
+
+
+def notebook_of(sweep: Sweep, cell: Cell) -> str:
+    """Path of a cell's executed notebook, or of the one that failed, from the project's root."""
+    page = page_of(sweep, cell)
+    done, failed = page.beside(".ipynb"), page.chapters / "failed" / page.notebook.name
+    return str((done if done.is_file() else failed).relative_to(sweep.folder.parent.parent))
+
+
+def _open(name: str) -> Run:
+    """A finished run by its full identifier."""
+    for folder in (runs_dir() / name, shipped_dir() / "runs" / name):
+        if folder.is_dir():
+            return Run(folder)
+    raise InputError(f"The run {name} is gone, and a cell was made from it: run the sweep again.")
+
+
+def _cost(run: Run) -> dict[str, Any]:
+    said = run.provenance
+    found = {"pretrain": run.id, "volumes_seen": said.get("volumes_seen"), "train_seconds": said.get("train_seconds")}
+    if (run.path / "metrics.parquet").is_file():
+        metrics = run.table("metrics")
+        if "heldout" in metrics and metrics["heldout"].notna().any():
+            found["heldout"] = float(metrics["heldout"].dropna().iloc[-1])
+    return found
