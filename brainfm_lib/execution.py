@@ -152,9 +152,15 @@ def execute(notebook: Path, output: Path, parameters: Mapping[str, Any], *, root
         return json.loads(result.read_text(encoding="utf-8"))
 
 
-def clean(executed: Path) -> str:
-    """Return the executed notebook as a page, without papermill's bookkeeping, which holds local paths."""
+def clean(executed: Path, title: str = "") -> str:
+    """Return the executed notebook as a page, without papermill's bookkeeping, which holds local paths.
+
+    `title`, where given, replaces the heading of its first cell.
+    """
     notebook = nbformat.read(executed, as_version=4)
+    if title:
+        first = next(cell for cell in notebook.cells if cell.cell_type == "markdown")
+        first.source = "\n".join([f"# {title}", *first.source.splitlines()[1:]])
     notebook.metadata.pop("papermill", None)
     notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
     for cell in notebook.cells:

@@ -33,6 +33,7 @@ RUN_PARAMETERS = frozenset(
     ("overrides", "spectral_weight", "spectral_high_pass", "vcr_weight", "mask_ratio", "learning_rate", "steps")
 )
 STUDY_PARAMETERS = RUN_PARAMETERS | {"profile", "manifest", "seed", "objective", "allow_leak"}
+SWEEP_PAGE = "sweep_page"  # the notebook that every sweep's page is made with
 Identify = Callable[[Mapping[str, Any], str], str]
 
 
@@ -42,15 +43,17 @@ class ReportError(RuntimeError):
 
 @dataclass(frozen=True)
 class Page:
-    """A notebook and where its executed form is staged."""
+    """A notebook and where its executed form is staged, under a name and a title of its own where it has them."""
 
     notebook: Path
     chapters: Path
+    alias: str = ""
+    title: str = ""
 
     @property
     def name(self) -> str:
-        """Name of the notebook without its ending."""
-        return self.notebook.stem
+        """Name of the page: of the notebook, without its ending, where the page has none of its own."""
+        return self.alias or self.notebook.stem
 
     def beside(self, ending: str) -> Path:
         """Staged file: ``.ipynb``, ``.result.json`` (the runs it used) or ``.state.json`` (the rest)."""
@@ -82,6 +85,10 @@ def bring_up_to_date(root: Path, *, profile: str | None = None, identify: Identi
     pages, chapters = find_pages(root), root / "book" / "chapters"
     chapters.mkdir(parents=True, exist_ok=True)
     given = profile_parameters(root, profile, pages)
+    swept = sweep_pages(root)
+    for page, name in swept.items():
+        given[page.name] = {**declared_parameters(page), "sweep": name}
+    pages = [*pages, *swept]
     with FileLock(chapters / ".lock"):
         _forget_others(pages, chapters)
         reasons = {page: out_of_date(page, given[page.name], identify) for page in pages}
@@ -103,6 +110,21 @@ def find_pages(root: Path) -> list[Page]:
     """The report's notebooks, in the order of their numbers."""
     files = sorted((root / "notebooks").glob("[0-9][0-9]_*.ipynb"))
     return [Page(file, root / "book" / "chapters") for file in files]
+
+
+def sweep_pages(root: Path) -> dict[Page, str]:
+    """A page for each sweep that has a table, and the sweep's name."""
+    notebook, found = root / "notebooks" / f"{SWEEP_PAGE}.ipynb", sorted((root / "sweeps").glob("*/results.parquet"))
+    names = [file.parent.name for file in found] if notebook.is_file() else []
+    chapters = root / "book" / "chapters"
+    return {Page(notebook, chapters, f"sweep_{name}", _sweep_title(root, name)): name for name in names}
+
+
+def _sweep_title(root: Path, name: str) -> str:
+    stem, _, profile = name.partition("-")
+    file = root / "notebooks" / "sweeps" / f"{stem}.yaml"
+    content = yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    return f"{content.get('title', stem)}{f' ({profile})' if profile else ''}"
 
 
 def profile_parameters(root: Path, profile: str, pages: list[Page]) -> dict[str, dict[str, Any]]:
@@ -235,7 +257,7 @@ def make(page: Page, parameters: Mapping[str, Any], root: Path, stream: TextIO |
     page.beside(".state.json").unlink(missing_ok=True)
     state |= {"minutes": round(progress.minutes, 2), "made": time.strftime("%Y-%m-%d %H:%M:%S")}
     for path, text in (
-        (page.beside(".ipynb"), clean(failed)),
+        (page.beside(".ipynb"), clean(failed, page.title)),
         (page.beside(".result.json"), json.dumps(result, indent=1)),
         (page.beside(".state.json"), json.dumps(state, indent=1)),  # last: it vouches for the other two
     ):
@@ -248,6 +270,10 @@ def study_identify(root: Path) -> Identify:
     studies: dict[str, Any] = {}
 
     def identify(parameters: Mapping[str, Any], request: str) -> str:
+        kind, _, name = request.partition(":")
+        if kind == "sweep":
+            file = root / "sweeps" / name / "results.parquet"
+            return f"sweep-{hashlib.sha256(file.read_bytes()).hexdigest()[:12]}" if file.is_file() else "absent"
         key = stable_hash(dict(parameters))
         with rooted(root):
             if key not in studies:
@@ -289,7 +315,7 @@ def write_text(path: Path, text: str) -> bool:
 def _forget_others(pages: list[Page], chapters: Path) -> None:
     """Remove what was staged for notebooks that are gone."""
     names = {page.name for page in pages}
-    for file in chapters.glob("[0-9][0-9]_*"):
+    for file in (*chapters.glob("[0-9][0-9]_*"), *chapters.glob("sweep_*")):
         if file.name.split(".")[0] not in names:
             file.unlink()
 

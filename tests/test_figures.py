@@ -129,6 +129,23 @@ def measured() -> pd.DataFrame:
     )
 
 
+def effects_of() -> pd.DataFrame:
+    rows = [
+        {"parameter": name, "level": level, "order": k, "cells": 2, **interval(0.6 + 0.02 * k)}
+        for name, levels in (("rate", ("0.1", "0.2")), ("overrides.mask.kind", ("random", "block", "replica")))
+        for k, level in enumerate(levels)
+    ]
+    return pd.DataFrame(rows)
+
+
+def pair() -> pd.DataFrame:
+    return pd.DataFrame([[0.6, 0.7], [0.65, np.nan]], index=["0.1", "0.2"], columns=["2", "4"])
+
+
+def cells() -> pd.DataFrame:
+    return pd.DataFrame({"rate": [0.1, 0.2, 0.1], "train_seconds": [10.0, 20.0, np.nan], "auroc": [0.6, 0.7, 0.5]})
+
+
 def levels(arms: tuple[str, ...]) -> pd.DataFrame:
     rows = [
         {"dial": name, "position": p, "value": v, "arm": arm, "auroc": 0.8, "ideal": 0.92}
@@ -252,6 +269,9 @@ def all_figures(arms: tuple[str, ...]) -> dict[str, Figure]:
         "gains_along_dials": figures.gains_along_dials(gains() if trained else gains()[:0], slopes(), UNITS),
         "dial_levels": figures.dial_levels(levels(encoders), UNITS),
         "measured_dials": figures.measured_dials(measured() if arms else measured()[:0], UNITS),
+        "main_effects": figures.main_effects(effects_of() if arms else effects_of()[:0]),
+        "interactions": figures.interactions({("rate", "depth"): pair()} if arms else {}),
+        "cost_against_quality": figures.cost_against_quality(cells() if arms else cells()[:0], ["rate"]),
         "eigenspectra": figures.eigenspectra({arm: eigenspectrum(arm) for arm in encoders}),
         "rank_measures": figures.rank_measures({arm: measures(arm) for arm in encoders}),
         "roc_curves": figures.roc_curves(

@@ -239,6 +239,34 @@ def test_every_ready_sweep_is_sound(file: Path, monkeypatch: pytest.MonkeyPatch)
         assert len(sweep.cells) > 1 and sweep.title and sweep.question
 
 
+def test_effects_of_planted_settings() -> None:
+    from brainfm_lib.sweep import effects
+
+    rng = np.random.default_rng(0)
+    rows = [
+        {"cell": f"{rate}{depth}", "rate": rate, "depth": depth, "task": task, "train_seconds": 1.0}
+        for rate in (0.1, 0.01)
+        for depth in (2, 10)
+        for task in ("a", "b")
+    ]
+    table = pd.DataFrame(rows)
+    table["auroc"] = 0.6 + 0.1 * (table["rate"] == 0.1) + 0.05 * ((table["rate"] == 0.1) & (table["depth"] == 10))
+    table["validation"] = table["auroc"] + 0.02
+    common = rng.normal(0, 0.03, (1, effects.DRAWS))
+    found = effects.Outcomes(
+        table, table["auroc"].to_numpy()[:, None] + common + rng.normal(0, 0.001, (8, effects.DRAWS))
+    )
+    main = effects.main_effects(found, ["rate", "depth"]).set_index(["parameter", "level"])
+    assert list(main.loc["rate"].index) == ["0.01", "0.1"] and list(main.loc["depth"].index) == ["2", "10"]
+    row = main.loc[("rate", "0.1")]
+    assert row["difference"] == pytest.approx(0.125) and 0.12 < row["difference_low"] < row["difference_high"] < 0.13
+    assert row["high"] - row["low"] > 0.08  # levels share their subjects: each is uncertain, their difference is not
+    pair = effects.interaction(found, "rate", "depth")
+    assert pair.loc["0.1", "10"] == pytest.approx(0.75) and pair.loc["0.01", "10"] == pytest.approx(0.6)
+    best = effects.best_cell(found)
+    assert best["cell"] == "0.110" and best["optimism"] == pytest.approx(0.02) and best["cells"] == 4
+
+
 def test_two_processes_do_not_make_one_sweep(project: Path) -> None:
     from filelock import FileLock
 
@@ -293,7 +321,7 @@ def test_a_cell_is_what_papermill_makes_and_the_table_names_its_runs(tmp_path: P
     sweep = load_sweep(file)
     from dataclasses import replace
 
-    from brainfm_lib.sweep import collect
+    from brainfm_lib.sweep import collect, effects, pages
     from brainfm_lib.sweep.cells import page_of, run_cell
 
     sweep = replace(sweep, folder=tmp_path / "sweeps" / "real")
@@ -304,6 +332,22 @@ def test_a_cell_is_what_papermill_makes_and_the_table_names_its_runs(tmp_path: P
     aurocs = table[table["metric"] == "auroc"]
     assert not aurocs.duplicated(["cell", "arm", "task", "protocol"]).any() and len(aurocs) == 10
     assert (table["volumes_seen"] > 0).all() and table["pretrain"].nunique() == 2
+    names = effects.varied(table)
+    found = effects.outcomes(table)
+    assert names == ["spectral_weight"] and len(found.table) == 10 and found.resampled.shape == (10, effects.DRAWS)
+    main = effects.main_effects(found, names)
+    assert list(main["level"]) == ["0.0", "0.1"] and main["difference"].iloc[0] == 0
+    mean = aurocs[aurocs["spectral_weight"] == 0.1]["estimate"].mean()
+    assert main["estimate"].iloc[1] == pytest.approx(mean) and (main["low"] <= main["estimate"]).all()
+    assert main["difference_low"].iloc[1] <= main["difference"].iloc[1] <= main["difference_high"].iloc[1]
+    best = effects.best_cell(found)
+    chosen = found.table[found.table["cell"] == best["cell"]]
+    assert best["test"] == pytest.approx(chosen["auroc"].mean()) and best["highest_test"] >= best["test"]
+    assert best["validation"] == found.table.groupby("cell")["validation"].mean().max()
+    said = pages.summary(found, names).data
+    assert "Validation subjects pick" in said and "that is no result" in said
+    assert len(pages.cells_table(effects.cell_table(found, names), names, "real")) == 2
+    assert len(pages.effects_table(main)) == 2
     cell = sweep.cells[1]
     words = [
         "-f",

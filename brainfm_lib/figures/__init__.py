@@ -14,6 +14,7 @@ from brainfm_lib.figures.structure import (
     measured_dials,
 )
 from brainfm_lib.figures.style import stamp
+from brainfm_lib.figures.sweeps import cost_against_quality, interactions, main_effects
 from brainfm_lib.figures.training import heldout_curves, loss_curves
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "cohort_montage",
     "cohort_summary",
     "component_curves",
+    "cost_against_quality",
     "cutoff_curves",
     "dial_levels",
     "discriminative_spectra",
@@ -35,8 +37,10 @@ __all__ = [
     "gains_along_dials",
     "heldout_curves",
     "intensity_histogram",
+    "interactions",
     "latent_maps",
     "loss_curves",
+    "main_effects",
     "measured_dials",
     "phase_errors",
     "radial_spectra",

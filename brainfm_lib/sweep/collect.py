@@ -27,7 +27,7 @@ def collect(sweep: Sweep, cells: list[Cell]) -> pd.DataFrame:
     rows: list[pd.DataFrame] = []
     for cell in cells:
         result = result_of(sweep, cell)
-        runs = {request: _open(name) for request, name in result["runs"].items() if request.split(":")[0] in WANTED}
+        runs = {request: open_run(name) for request, name in result["runs"].items() if request.split(":")[0] in WANTED}
         cost: dict[str, dict[str, Any]] = {}
         for request, run in runs.items():
             kind, arm, *_ = request.split(":")
@@ -66,7 +66,7 @@ def notebook_of(sweep: Sweep, cell: Cell) -> str:
     return str((done if done.is_file() else failed).relative_to(sweep.folder.parent.parent))
 
 
-def _open(name: str) -> Run:
+def open_run(name: str) -> Run:
     """A finished run by its full identifier."""
     for folder in (runs_dir() / name, shipped_dir() / "runs" / name):
         if folder.is_dir():

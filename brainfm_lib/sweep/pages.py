@@ -1,0 +1,84 @@
+"""What a sweep's page says and shows; each sentence is chosen by the numbers."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+import pandas as pd
+from IPython.display import Markdown
+
+from brainfm_lib.data.strict_yaml import load_yaml
+from brainfm_lib.paths import project_root
+from brainfm_lib.sweep.effects import Outcomes, best_cell, main_effects, sweep_file
+from brainfm_lib.sweep.plan import FOLDER
+
+
+def question(sweep: str) -> Markdown:
+    """What a sweep asks, from its file where that is still there."""
+    file = project_root() / FOLDER / f"{sweep.partition('-')[0]}.yaml"
+    said = load_yaml(file.read_text(encoding="utf-8")).get("question", "") if file.is_file() else ""
+    return Markdown(f"*{said}*" if said else f"The sweep `{sweep}`.")
+
+
+def summary(found: Outcomes, names: Sequence[str]) -> Markdown:
+    """How many cells, which one validation picks, how far a look at the test subjects would flatter, and what moved."""
+    best, tasks = best_cell(found), found.table["task"].nunique()
+    row = found.table[found.table["cell"] == best["cell"]].iloc[0]
+    setting = ", ".join(f"{_plain(name)} {row[name]}" for name in names)
+    said = [
+        f"{best['cells']} cells on {tasks} task{'s' if tasks > 1 else ''}.",
+        f"Validation subjects pick **{setting}** (mean AUROC {best['validation']:.3f}); on test subjects it reaches "
+        f"**{best['test']:.3f}** [{best['low']:.3f}, {best['high']:.3f}].",
+        f"The choice flatters itself by {best['optimism']:+.3f} on the subjects it was made on. The highest cell on "
+        f"test subjects has {best['highest_test']:.3f}: picked there, that is no result.",
+    ]
+    effects = main_effects(found, names)
+    moved = effects[(effects["difference_low"] > 0) | (effects["difference_high"] < 0)]
+    moved = moved[moved["parameter"] != "seed"]
+    if moved.empty:
+        said.append("No level of any setting can be told from the first one on these test subjects.")
+    else:
+        listed = "; ".join(f"{_plain(r['parameter'])} {r['level']}: {_difference(r)}" for _, r in moved.iterrows())
+        said.append(f"Told from the first level, unadjusted: {listed}.")
+    return Markdown("\n\n".join(said))
+
+
+def effects_table(effects: pd.DataFrame) -> pd.DataFrame:
+    """`effects.main_effects` as a reader sees it."""
+    return pd.DataFrame(
+        {
+            "setting": effects["parameter"].map(_plain),
+            "level": effects["level"],
+            "cells": effects["cells"],
+            "mean AUROC": [f"{r['estimate']:.3f} [{r['low']:.3f}, {r['high']:.3f}]" for _, r in effects.iterrows()],
+            "difference from the first": [
+                f"{r['difference']:+.3f} [{r['difference_low']:+.3f}, {r['difference_high']:+.3f}]"
+                if r["order"]
+                else "–"
+                for _, r in effects.iterrows()
+            ],
+        }
+    )
+
+
+def cells_table(cells: pd.DataFrame, names: Sequence[str], sweep: str) -> pd.DataFrame:
+    """`effects.cell_table` as a reader sees it."""
+    shown = cells.sort_values("validation", ascending=False)
+    columns = {_plain(name): shown[name] for name in names}
+    columns |= {"AUROC, validation": shown["validation"], "AUROC, test": shown["auroc"]}
+    columns |= {"pretraining (s)": shown["train_seconds"], "notebook in": f"sweeps/{sweep}/cells/" + shown["cell"]}
+    return pd.DataFrame(columns)
+
+
+def identity(sweep: str) -> str:
+    """Hash of a sweep's table, by which its page knows whether it is out of date."""
+    return f"sweep-{hashlib.sha256(sweep_file(sweep).read_bytes()).hexdigest()[:12]}"
+
+
+def _difference(row: pd.Series) -> str:
+    return f"{row['difference']:+.3f} [{row['difference_low']:+.3f}, {row['difference_high']:+.3f}]"
+
+
+def _plain(name: str) -> str:
+    return name.removeprefix("overrides.").replace("_", " ")
