@@ -25,14 +25,12 @@ from pathlib import Path
 import nbformat
 from nbclient import NotebookClient
 
-PARAMETERS = 'profile = "tiny"\ndepth = 1\nseconds = 0.5\nseed = 0\nresult = "result.json"'
+PARAMETERS = 'profile = "tiny"\ndepth = 1\nrounds = 400\nseed = 0\nresult = "result.json"'
 WORK = """
-import json, time
+import json
 from pathlib import Path
 
-total, end = 0, time.process_time() + seconds
-while time.process_time() < end:
-    total += sum(i * i % 7 for i in range(20_000))
+total = sum(i * i % 7 for _ in range(rounds) for i in range(20_000))
 Path(result).write_text(json.dumps({"runs": {}, "value": depth**3}))
 """
 
@@ -48,10 +46,10 @@ def project(folder: Path) -> None:
     nbformat.write(notebook, folder / "notebooks" / "10_work.ipynb")
 
 
-def write(folder: Path, name: str, cells: int, seconds: float) -> None:
+def write(folder: Path, name: str, cells: int, rounds: int) -> None:
     """A sweep's file."""
-    depths = list(range(cells))
-    text = f"notebook: 10_work\nprofile: tiny\nparameters: {{seconds: {seconds}}}\ngrid: {{product: {{depth: {depths}}}}}\n"
+    grid = f"grid: {{product: {{depth: {list(range(cells))}}}}}"
+    text = f"notebook: 10_work\nprofile: tiny\nparameters: {{rounds: {rounds}}}\n{grid}\n"
     (folder / f"{name}.yaml").write_text(text)
 
 
@@ -84,7 +82,7 @@ def kernel_alone(folder: Path) -> float:
     spent = []
     for _ in range(5):
         notebook = nbformat.read(folder / "notebooks" / "10_work.ipynb", as_version=4)
-        notebook.cells[0].source = PARAMETERS.replace("0.5", "0.0")
+        notebook.cells[0].source = PARAMETERS.replace("400", "0")
         began = time.perf_counter()
         with tempfile.TemporaryDirectory() as scratch:
             NotebookClient(notebook, kernel_name="python3", resources={"metadata": {"path": scratch}}).execute()
@@ -100,24 +98,23 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="brainfm-sweep-") as name:
         folder = Path(name)
         project(folder)
-        write(folder, "one", 1, 0.0)
-        write(folder, "nine", 9, 0.0)
+        write(folder, "one", 1, 0)
+        write(folder, "nine", 9, 0)
         first = run(folder, "one")
         overhead = (run(folder, "nine") - first) / 8
         alone = kernel_alone(folder)
         print(f"A cell that computes nothing: {overhead:.2f} s; its kernel and cells alone: {alone:.2f} s.\n")
         for sweep in ("single", "double"):
-            write(folder, sweep, 12, 4.0)
+            write(folder, sweep, 12, 3000)
         one, two = run(folder, "single", "-j", "1"), run(folder, "double", "-j", "2")
-        print(
-            f"Twelve cells of 4 s: {one:.0f} s with one worker, {two:.0f} s with two: {one / two:.2f} times as many.\n"
-        )
-        write(folder, "thousand", 1000, 0.0)
+        said = f"{one:.0f} s with one worker, {two:.0f} s with two: {one / two:.2f} times as many a minute"
+        print(f"Twelve cells that compute for some seconds: {said}.\n")
+        write(folder, "thousand", 1000, 0)
         began = time.perf_counter()
         start(folder, "thousand", "--dry-run").wait()
         print(f"A dry run of 1,000 cells, Python's start included: {time.perf_counter() - began:.1f} s.\n")
         for sweep in ("undisturbed", "killed"):
-            write(folder, sweep, 16, 0.5)
+            write(folder, sweep, 16, 400)
         run(folder, "undisturbed", "-j", "2")
         rng, kills = random.Random(0), 0
         while True:
@@ -134,13 +131,11 @@ def main() -> None:
             if kills >= arguments.kills:
                 break
             shutil.rmtree(folder / "sweeps" / "killed")  # it ended before enough kills: once more from the start
-        same = results(folder, "killed") == results(folder, "undisturbed")
+        found = results(folder, "killed")
+        same = found == results(folder, "undisturbed")
         left = [file for file in (folder / "sweeps").rglob("*") if file.name.startswith(".") and file.name != ".lock"]
-        print(
-            f"Killed {kills} times: {len(results(folder, 'killed'))} cells of 16, equal to the undisturbed sweep: {same}; ",
-            end="",
-        )
-        print(f"files under a temporary name: {len(left)}.")
+        print(f"Killed {kills} times: {len(found)} cells of 16, equal to the undisturbed sweep: {same}; files under a")
+        print(f"temporary name: {len(left)}.")
 
 
 if __name__ == "__main__":
