@@ -67,6 +67,8 @@ def run_cell(sweep: Sweep, cell: Cell, root: Path) -> str:
         said = str(problem)
     except OSError as problem:
         said = f"{problem.strerror or problem}: {problem.filename or page.chapters}"
+    except Exception as problem:  # whatever it is, it costs this cell alone
+        said = f"{type(problem).__name__}: {problem}"
     else:
         error.unlink(missing_ok=True)
         return ""

@@ -38,7 +38,8 @@ class _Worker:
 
     def give(self, cell: Cell) -> None:
         self.cell, self.started = cell, time.monotonic()
-        self.pipe.send(cell)
+        with suppress(OSError):  # where the process is gone, `outcome` says so
+            self.pipe.send(cell)
 
     def outcome(self) -> Outcome:
         """What came of the cell: also where the process died under it."""
