@@ -270,7 +270,7 @@ def causal_note(study: Study, test: Run | None) -> Markdown:
         parts.append(f"- {said}.")
     for _, r in slopes[~slopes["primary"]].iterrows():
         ends = f"{r['estimate']:+.2f} [{r['low']:+.2f}, {r['high']:+.2f}]"
-        flat = "near 0, as it should be" if r["low"] <= 0 <= r["high"] else "not 0: something else is at work"
+        flat = "which cannot be told from 0" if r["low"] <= 0 <= r["high"] else "which is not 0: something else is at work"
         parts.append(f"- Crossed control, {title(r['arm'])} along `{r['dial']}`: {ends}, {flat}.")
     for _, r in test.table("twins").iterrows():
         said = "equals it to the last bit" if r["equal"] else "**differs from it: this comparison is not clean**"

@@ -189,5 +189,9 @@ def measured_dials(measured: pd.DataFrame, units: Mapping[str, str]) -> Figure:
         axis.errorbar(rows["value"], rows["estimate"], yerr=spread, fmt="o", color=OTHERS[3], markersize=4, capsize=2)
         if dial == "dimension":
             axis.set(xscale="log", yscale="log")
+            axis.set_xticks(rows["value"], [f"{v:g}" for v in rows["value"]])
+            places = [n for n in (1, 2, 5, 10, 20, 50, 100) if rows["low"].min() <= n <= rows["high"].max()]
+            axis.set_yticks(places, map(str, places))
+            axis.minorticks_off()
         axis.set(title=f"dial: {dial}", xlabel=f"{dial} set ({units[dial]})", ylabel=names[dial])
     return figure
