@@ -270,7 +270,8 @@ def causal_note(study: Study, test: Run | None) -> Markdown:
         parts.append(f"- {said}.")
     for _, r in slopes[~slopes["primary"]].iterrows():
         ends = f"{r['estimate']:+.2f} [{r['low']:+.2f}, {r['high']:+.2f}]"
-        flat = "which cannot be told from 0" if r["low"] <= 0 <= r["high"] else "which is not 0: something else is at work"
+        within = r["low"] <= 0 <= r["high"]
+        flat = "which cannot be told from 0" if within else "which is not 0: something else is at work"
         parts.append(f"- Crossed control, {title(r['arm'])} along `{r['dial']}`: {ends}, {flat}.")
     for _, r in test.table("twins").iterrows():
         said = "equals it to the last bit" if r["equal"] else "**differs from it: this comparison is not clean**"

@@ -33,7 +33,7 @@ RUN_PARAMETERS = frozenset(
     ("overrides", "spectral_weight", "spectral_high_pass", "vcr_weight", "mask_ratio", "learning_rate", "steps")
 )
 STUDY_PARAMETERS = RUN_PARAMETERS | {"profile", "manifest", "seed", "objective", "allow_leak"}
-SWEEP_PAGE = "sweep_page"  # the notebook that every sweep's page is made with
+SWEEP_PAGE = "sweeps/page.ipynb"  # under notebooks: what every sweep's page is made with
 Identify = Callable[[Mapping[str, Any], str], str]
 
 
@@ -114,7 +114,7 @@ def find_pages(root: Path) -> list[Page]:
 
 def sweep_pages(root: Path) -> dict[Page, str]:
     """A page for each sweep that has a table, and the sweep's name."""
-    notebook, found = root / "notebooks" / f"{SWEEP_PAGE}.ipynb", sorted((root / "sweeps").glob("*/results.parquet"))
+    notebook, found = root / "notebooks" / SWEEP_PAGE, sorted((root / "sweeps").glob("*/results.parquet"))
     names = [file.parent.name for file in found] if notebook.is_file() else []
     chapters = root / "book" / "chapters"
     return {Page(notebook, chapters, f"sweep_{name}", _sweep_title(root, name)): name for name in names}
