@@ -305,7 +305,7 @@ def make_progress(
         loaded, rows = data(), []
         for step, file in snapshots(run_folder).items():
             found = evaluate_reconstruction(
-                _load(config, file), config, loaded, examples=0, batch_size=batch_size, device=device
+                _load(config, file), config, loaded, examples=1, batch_size=batch_size, device=device
             )["spectra"]
             ratio = found["power_prediction"] / found["power_target"]
             kept = {"frequency": found["frequency"], "power_ratio": ratio, "coherence": found["coherence_prediction"]}
