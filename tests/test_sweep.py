@@ -189,7 +189,13 @@ def start(project: Path, *words: str) -> subprocess.Popen:
     ]
     environment = {**os.environ, "BRAINFM_ROOT": str(project), "PYTHONPATH": str(REPOSITORY)}
     return subprocess.Popen(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+        command,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background job's children ignore it
     )
 
 

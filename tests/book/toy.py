@@ -41,7 +41,7 @@ def make_toy(root: Path) -> Path:
     write_notebook(root, "10_data", [f"from brainfm_lib import __version__\n{MATPLOTLIB}"], {})
     write_notebook(root, "20_pretrain", [PLOTLY, VIEW], {"pretrain:sl-mae": "pretrain-1"})
     toc = (root / "book" / "_toc.yml").read_text().splitlines(keepends=True)
-    chapters = ("30_", "40_", "50_", "60_")
+    chapters = ("30_", "40_", "50_", "60_", "70_")
     (root / "book" / "_toc.yml").write_text("".join(x for x in toc if not any(f"chapters/{c}" in x for c in chapters)))
     intro = root / "book" / "intro.md"
     intro.write_text(intro.read_text().replace("chapters/50_probes", "chapters/10_data"))
