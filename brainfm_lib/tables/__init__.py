@@ -1,6 +1,7 @@
 """Tables of the report, as a reader sees them."""
 
 from brainfm_lib.tables.judged import (
+    SCRATCH,
     differences_table,
     efficiency_table,
     matched_table,
@@ -25,6 +26,7 @@ from brainfm_lib.tables.study import (
 from brainfm_lib.tables.style import show, task_titles
 
 __all__ = [
+    "SCRATCH",
     "cost_table",
     "differences_table",
     "dimension_table",
