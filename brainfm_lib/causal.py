@@ -34,8 +34,7 @@ from scipy.stats import t
 from brainfm_lib import stats
 from brainfm_lib.data.phantom.dials import DIMENSIONS, FREQUENCIES
 from brainfm_lib.errors import InputError
-from brainfm_lib.probes.results import score_columns
-from brainfm_lib.stats.units import fold_mean_auroc, make_units, unit_weights
+from brainfm_lib.probes.results import resampled_auroc
 from brainfm_lib.structure import look_into, measured_dials, structure_rows
 from brainfm_lib.verdict import CONTROL, ORACLE, RAW_VOXELS, REGULARISED
 
@@ -126,7 +125,7 @@ def run_causal(study: Study, seeds: int) -> Iterator[str]:
 def _make_inputs(study: Study, seeds: int) -> Iterator[str]:
     for request in requests(FIXED):
         yield f"{request:<36} AUROC {_point(study.run(request)):.3f}"
-    for setting, run in look_into(study, _settings(), make=True).items():
+    for setting, run in look_into(study, _settings()).items():
         study.run(f"truth:{setting}")
         one = structure_rows({setting: run}).iloc[0]
         yield f"{setting:<16} reliance {one['reliance']:.2f}, dimension {one['dimension']:.1f}"
@@ -155,8 +154,6 @@ def make_causal(study: Study, seeds: int) -> Callable[[Path], dict[str, Any]]:
     """What `runs.ensure` calls: tables gains, slopes, levels, measured and twins; small enough to ship."""
 
     def make(folder: Path) -> dict[str, Any]:
-        for _ in _make_inputs(study, seeds):
-            pass
         gains, resampled = gain_table(study, range(seeds))
         tables = {
             "gains": gains,
@@ -231,7 +228,8 @@ def gain_table(
                 for seed in seeds:
                     names = [f"probe:{one}:{setting}" for one in (arm, baseline)]
                     runs = [study.variant(name, f"paired={seed}").run(name) for name in names]
-                    points, values = zip(*(_resample(run, draws) for run in (*runs, known)), strict=True)
+                    found = [resampled_auroc(run.table("predictions"), draws) for run in (*runs, known)]
+                    points, values = [one.estimate for one, _ in found], [several for _, several in found]
                     rows.append(
                         {
                             "dial": name,
@@ -336,13 +334,6 @@ def _gain(arm: Any, baseline: Any, oracle: Any) -> Any:
     distance = [ndtri(np.clip(a, EXTREME, 1 - EXTREME)) for a in (arm, baseline, oracle)]  # √2 cancels
     known = np.where(np.abs(distance[2]) > LEAST, distance[2], np.nan)
     return (distance[0] - distance[1]) / known
-
-
-def _resample(run: Run, draws: int) -> tuple[float, np.ndarray]:
-    """AUROC of a probe on its test subjects, and under resamples of them that are the same for every probe."""
-    table = run.table("predictions")
-    units = make_units(table["label"], score_columns(table).to_numpy(), table["subject_id"], None, minimum=2)
-    return fold_mean_auroc(units), np.concatenate([fold_mean_auroc(units, w) for w in unit_weights(units, draws, 0)])
 
 
 def _point(run: Run) -> float:

@@ -34,6 +34,7 @@ RUN_PARAMETERS = frozenset(
 )
 STUDY_PARAMETERS = RUN_PARAMETERS | {"profile", "manifest", "seed", "objective", "allow_leak"}
 SWEEP_PAGE = "sweeps/page.ipynb"  # under notebooks: what every sweep's page is made with
+SWEPT, SWEPT_ABOUT = "results.parquet", "about.json"  # what a sweep leaves in its folder: a table, title and question
 Identify = Callable[[Mapping[str, Any], str], str]
 
 
@@ -114,17 +115,20 @@ def find_pages(root: Path) -> list[Page]:
 
 def sweep_pages(root: Path) -> dict[Page, str]:
     """A page for each sweep that has a table, and the sweep's name."""
-    notebook, found = root / "notebooks" / SWEEP_PAGE, sorted((root / "sweeps").glob("*/results.parquet"))
-    names = [file.parent.name for file in found] if notebook.is_file() else []
-    chapters = root / "book" / "chapters"
-    return {Page(notebook, chapters, f"sweep_{name}", _sweep_title(root, name)): name for name in names}
+    notebook, chapters = root / "notebooks" / SWEEP_PAGE, root / "book" / "chapters"
+    names = sorted(file.parent.name for file in (root / "sweeps").glob(f"*/{SWEPT}"))
+    return {Page(notebook, chapters, f"sweep_{name}", about_sweep(root, name)["title"]): name for name in names}
 
 
-def _sweep_title(root: Path, name: str) -> str:
-    stem, _, profile = name.partition("-")
-    file = root / "notebooks" / "sweeps" / f"{stem}.yaml"
-    content = yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    return f"{content.get('title', stem)}{f' ({profile})' if profile else ''}"
+def about_sweep(root: Path, name: str) -> dict[str, str]:
+    """Title and question of a sweep, as they were when its table was written."""
+    return json.loads((root / "sweeps" / name / SWEPT_ABOUT).read_text(encoding="utf-8"))
+
+
+def sweep_identity(root: Path, name: str) -> str:
+    """Hash of a sweep's table; "absent" where there is none."""
+    file = root / "sweeps" / name / SWEPT
+    return f"sweep-{hashlib.sha256(file.read_bytes()).hexdigest()[:12]}" if file.is_file() else "absent"
 
 
 def profile_parameters(root: Path, profile: str, pages: list[Page]) -> dict[str, dict[str, Any]]:
@@ -272,8 +276,7 @@ def study_identify(root: Path) -> Identify:
     def identify(parameters: Mapping[str, Any], request: str) -> str:
         kind, _, name = request.partition(":")
         if kind == "sweep":
-            file = root / "sweeps" / name / "results.parquet"
-            return f"sweep-{hashlib.sha256(file.read_bytes()).hexdigest()[:12]}" if file.is_file() else "absent"
+            return sweep_identity(root, name)
         key = stable_hash(dict(parameters))
         with rooted(root):
             if key not in studies:

@@ -259,6 +259,8 @@ def get_run(name: str) -> Run:
     Raises:
         InputError: None, or more than one, begins so.
     """
+    if (runs_dir() / name / PROVENANCE).is_file():  # by its whole name, without a look at all the others
+        return Run(runs_dir() / name)
     matches = [run for run in list_runs() if run.id.startswith(name)]
     exact = [run for run in matches if run.id == name]
     if len(exact or matches) != 1:

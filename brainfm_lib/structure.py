@@ -40,29 +40,22 @@ def structure_rows(runs: dict[str, Run]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=columns)
 
 
-def look_into(study: Study, tasks: Sequence[str] | None = None, *, make: bool) -> dict[str, Run]:
-    """Task (default: all) -> its run of band-limited images; made where `make`, else those that are there."""
-    found = {}
-    for task in study.tasks if tasks is None else tasks:
-        request = f"bands:{RAW_VOXELS}:{task}"
-        run = study.run(request) if make else study.optional(request)
-        if run is not None:
-            found[task] = run
-    return found
+def look_into(study: Study, tasks: Sequence[str] | None = None) -> dict[str, Run]:
+    """Task (default: all) -> its run of band-limited images."""
+    return {task: study.run(f"bands:{RAW_VOXELS}:{task}") for task in (study.tasks if tasks is None else tasks)}
 
 
 def measured_dials(study: Study, dials: dict[str, Dial]) -> pd.DataFrame:
     """What is measured of each setting of the dials: dial, setting, value, estimate, low, high."""
     settings = [setting for dial in dials.values() for setting in dial.settings]
-    structure = structure_rows(look_into(study, settings, make=False)).set_index("task")
+    structure = structure_rows(look_into(study, settings)).set_index("task")
     rows = []
     for name, dial in dials.items():
         measure = MEASURES[name]
         for setting, value in zip(dial.settings, dial.values, strict=True):
-            if setting in structure.index:
-                row = structure.loc[setting]
-                ends = {"low": row[f"{measure}_low"], "high": row[f"{measure}_high"]}
-                rows.append({"dial": name, "setting": setting, "value": value, "estimate": row[measure], **ends})
+            row = structure.loc[setting]
+            ends = {"low": row[f"{measure}_low"], "high": row[f"{measure}_high"]}
+            rows.append({"dial": name, "setting": setting, "value": value, "estimate": row[measure], **ends})
     return pd.DataFrame(rows, columns=["dial", "setting", "value", "estimate", "low", "high"])
 
 

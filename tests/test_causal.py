@@ -103,7 +103,7 @@ def test_before_the_run_the_page_names_the_command(tmp_path: Path, monkeypatch: 
 def test_the_frequency_dial_is_read_from_images_alone(made) -> None:
     study, _ = made
     settings = [setting for dial in causal.DIALS.values() for setting in dial.settings]
-    rows = structure_rows(look_into(study, settings, make=False)).set_index("task")
+    rows = structure_rows(look_into(study, settings)).set_index("task")
     assert rows.loc["frequency-44", "reliance"] - rows.loc["frequency-12", "reliance"] > 0.3
 
 

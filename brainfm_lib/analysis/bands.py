@@ -18,10 +18,11 @@ from numpy.typing import NDArray
 from scipy.special import ndtri
 
 from brainfm_lib.analysis.components import standardised, write_dimension
-from brainfm_lib.analysis.reading import centred, coordinates_of, read_linearly, resampled
+from brainfm_lib.analysis.reading import centred, coordinates_of, dual_weights, read_linearly
 from brainfm_lib.device import best_device
 from brainfm_lib.features import VolumeReader, batches, extract
 from brainfm_lib.models import VisionTransformer3d
+from brainfm_lib.probes.results import resampled_auroc
 from brainfm_lib.stats import Interval
 
 Array = NDArray[Any]
@@ -105,7 +106,7 @@ def cutoff_curves(
     rows, sums, point = [], {"low": 0.0, "high": 0.0}, {"low": 0.0, "high": 0.0}
     for number, cutoff in enumerate(cutoffs):
         for band, inputs in (("low", low(number)), ("high", high(number))):
-            estimate, values = resampled(read_linearly(inputs, table, grams=grams), draws, seed)
+            estimate, values = resampled_auroc(read_linearly(inputs, table, grams=grams).predictions, draws, seed)
             rows.append({"band": band, "cutoff": cutoff, **vars(estimate)})
             point[band] += float(information(estimate.estimate))
             sums[band] = sums[band] + information(values)
@@ -117,27 +118,25 @@ def cutoff_curves(
     return pd.DataFrame(rows), reliance
 
 
-def direction_spectrum(grams: Array, table: pd.DataFrame) -> pd.DataFrame:
+def direction_spectrum(grams: Array, table: pd.DataFrame, penalty: float) -> pd.DataFrame:
     """Where in frequency a linear reading of whole images looks, and where what it finds lies.
 
     Args:
         grams: (BANDS, n, n) from `band_grams`.
-        table: As in `probes.linear_probe`; training and validation rows are used, under the chosen penalty.
+        table: As in `probes.linear_probe`; training and validation rows are used.
+        penalty: Of the ridge, as `read_linearly` chose it.
 
     Returns:
         low, high (edges of a band, cycles per voxel), weights (share of the power of the weights) and pattern (share of
         the power of the covariance of images and score, Haufe et al. 2014: what the score stands for).
     """
     whole = grams.sum(0)
-    penalty = float(read_linearly({"all": whole}, table, grams=True).chosen["penalty"].iloc[0])
     labels = table["label"].to_numpy()
     train = (table["split"] != "test").to_numpy() if "split" in table else np.ones(len(table), bool)
     index = np.flatnonzero(train)
     gram = centred(whole, train)[np.ix_(index, index)]
-    values, vectors = np.linalg.eigh(gram)
     target = (labels[index] == labels.max()) - (labels[index] == labels.max()).mean()
-    positive = values > values.max() * 1e-10
-    dual = vectors @ ((vectors.T @ target) / (np.maximum(values, 0) + penalty * values[positive].mean()))
+    dual = dual_weights(gram, target, penalty)
     score = gram @ dual
     rows = []
     edges = band_edges()
@@ -182,12 +181,13 @@ def make_bands(
             def above(k: int) -> Mapping[str, Array]:
                 return {"voxels": grams[k + 1 :].sum(0)}
 
-            direction = direction_spectrum(grams, table)
+            reading = read_linearly(below(BANDS), table, grams=True)
+            whole, _ = resampled_auroc(reading.predictions, settings["draws"], settings["seed"])
+            pd.DataFrame([vars(whole)]).to_parquet(folder / "whole.parquet", index=False)
+            direction = direction_spectrum(grams, table, float(reading.chosen["penalty"].iloc[0]))
             direction = direction.assign(low=direction["low"] / spacing, high=direction["high"] / spacing)
             direction.to_parquet(folder / "direction.parquet", index=False)
             write_dimension(folder, "voxels", coordinates_of(grams.sum(0), LEADING), table)
-            whole, _ = resampled(read_linearly(below(BANDS), table, grams=True), settings["draws"], settings["seed"])
-            pd.DataFrame([vars(whole)]).to_parquet(folder / "whole.parquet", index=False)
         else:
             encoder = VisionTransformer3d.from_pretrained(encoder_folder)
 

@@ -14,9 +14,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from brainfm_lib.analysis.reading import read_linearly, resampled
+from brainfm_lib.analysis.reading import read_linearly
 from brainfm_lib.errors import InputError
-from brainfm_lib.probes.results import read_features
+from brainfm_lib.probes.results import read_features, resampled_auroc
 from brainfm_lib.stats import Interval, aggregate_by_subject
 
 Array = NDArray[Any]
@@ -41,7 +41,8 @@ def component_curve(
     """
     rows = []
     for count in counts:
-        found, _ = resampled(read_linearly({"features": features}, table, components=count), draws, seed)
+        reading = read_linearly({"features": features}, table, components=count)
+        found, _ = resampled_auroc(reading.predictions, draws, seed)
         rows.append({"components": count, **vars(found)})
     return pd.DataFrame(rows)
 

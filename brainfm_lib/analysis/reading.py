@@ -5,17 +5,16 @@ Inputs are features (n, D), or a Gram matrix (n, n) of scans, which has each rad
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from scipy.linalg import cho_factor, cho_solve, eigh
 
-from brainfm_lib.probes.results import ProbeResult, score_columns
+from brainfm_lib.probes.results import ProbeResult
 from brainfm_lib.probes.selection import select_and_score
-from brainfm_lib.stats import Interval
-from brainfm_lib.stats.units import bootstrap_interval, fold_mean_auroc, make_units, unit_weights
 
 Array = NDArray[Any]
 PENALTIES = tuple(float(x) for x in np.logspace(3, -3, 7))  # of the ridge, in mean eigenvalues; strongest first
@@ -31,12 +30,11 @@ def read_linearly(
         inputs: Name -> (n, D) features, rows as in `table`; or (n, n) inner products.
         table: As in `probes.linear_probe`.
         grams: Whether the inputs are Gram matrices.
-        components: Read only this many leading principal components of the training rows; None: all.
+        components: Read only this many leading principal components of the training rows' features; None: all.
 
     Raises:
         InputError: As `probes.selection.select_and_score`.
     """
-    axes = _of_gram if grams else _of_features
 
     def fit(
         arrays: Mapping[str, Array], labels: Array, train: Array, penalties: tuple[float, ...]
@@ -44,26 +42,15 @@ def read_linearly(
         found = {}
         classes = np.eye(labels.max() + 1)[labels[train]]
         for name, array in arrays.items():
-            coordinates, values = axes(np.asarray(array, float), train)
-            coordinates, values = coordinates[:, :components], values[:components]
-            moment = coordinates[train].T @ (classes - classes.mean(0))
+            x = np.asarray(array, float)
+            regress = _on_gram(x, train) if grams else _on_features(x, train, components)
             for penalty in penalties:
-                weights = moment / (values + penalty * values.mean())[:, None]
                 scores = np.full((len(labels), classes.shape[1]), np.nan)
-                scores[~train] = classes.mean(0) + coordinates[~train] @ weights
+                scores[~train] = classes.mean(0) + regress(classes - classes.mean(0), penalty)
                 found[name, penalty] = scores
         return found
 
     return select_and_score(inputs, table, fit, "penalty", PENALTIES, UNCHOSEN)
-
-
-def resampled(result: ProbeResult, draws: int, seed: int) -> tuple[Interval, Array]:
-    """AUROC over held-out subjects with its 95 % interval, and its values under `draws` resamples of them."""
-    table = result.predictions
-    folds = table["fold"].to_numpy() if "fold" in table else None
-    units = make_units(table["label"], score_columns(table).to_numpy(), table["subject_id"], folds, minimum=2)
-    values = np.concatenate([fold_mean_auroc(units, weights) for weights in unit_weights(units, draws, seed)])
-    return bootstrap_interval(units, 0.95, draws, seed), values
 
 
 def centred(gram: Array, train: Array) -> Array:
@@ -72,29 +59,37 @@ def centred(gram: Array, train: Array) -> Array:
     return np.asarray(gram - column[:, None] - column + gram[np.ix_(train, train)].mean())
 
 
+def dual_weights(inside: Array, target: Array, penalty: float) -> Array:
+    """Ridge regression on a centred Gram matrix (n, n): the weight of each row, (n,) or (n, C) as the target."""
+    unit = np.trace(inside) / (len(inside) - 1)
+    return np.asarray(cho_solve(cho_factor(inside + penalty * unit * np.eye(len(inside))), target))
+
+
 def coordinates_of(gram: Array, most: int) -> Array:
     """Features (n, K), K at most `most`, whose inner products are those of a centred Gram matrix as far as they can."""
-    return _of_gram(gram, np.ones(len(gram), bool))[0][:, :most]
-
-
-def _of_gram(gram: Array, train: Array) -> tuple[Array, Array]:
-    """Coordinates (n, K) along the principal axes of the training rows, and their sums of squares (K,), falling."""
-    rows = centred(gram, train)
-    values, vectors = _leading(rows[np.ix_(train, train)])
-    return rows[:, train] @ (vectors / np.sqrt(values)), values
-
-
-def _of_features(features: Array, train: Array) -> tuple[Array, Array]:
-    """The same from features (n, D)."""
-    x = features - features[train].mean(0)
-    if x.shape[1] > train.sum():
-        return _of_gram(x @ x.T, train)
-    values, vectors = _leading(x[train].T @ x[train])
-    return x @ vectors, values
-
-
-def _leading(matrix: Array) -> tuple[Array, Array]:
-    """Eigenvalues above rounding, falling, and their vectors."""
-    values, vectors = np.linalg.eigh(matrix)
+    rows = centred(gram, np.ones(len(gram), bool))
+    values, vectors = eigh(rows, subset_by_index=(max(len(rows) - most, 0), len(rows) - 1))
     kept = values > values.max() * 1e-10
-    return values[kept][::-1], vectors[:, kept][:, ::-1]
+    return np.asarray(vectors[:, kept] * np.sqrt(values[kept]))
+
+
+def _on_gram(gram: Array, train: Array) -> Callable[[Array, float], Array]:
+    """(target of the training rows, penalty) -> predictions of the others."""
+    rows = centred(gram, train)
+    inside, outside = rows[np.ix_(train, train)], rows[np.ix_(~train, train)]
+    return lambda target, penalty: outside @ dual_weights(inside, target, penalty)
+
+
+def _on_features(features: Array, train: Array, components: int | None) -> Callable[[Array, float], Array]:
+    """The same from features (n, D), along the leading principal axes of the training rows."""
+    x = features - features[train].mean(0)
+    _, singular, axes = np.linalg.svd(x[train], full_matrices=False)
+    kept = singular > singular.max() * 1e-5
+    values, axes = np.square(singular[kept])[:components], axes[kept][:components]
+    coordinates = x @ axes.T
+
+    def regress(target: Array, penalty: float) -> Array:
+        weights = (coordinates[train].T @ target) / (values + penalty * values.mean())[:, None]
+        return np.asarray(coordinates[~train] @ weights)
+
+    return regress

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from brainfm_lib.figures.style import (
@@ -125,10 +126,7 @@ def gains_along_dials(gains: pd.DataFrame, slopes: pd.DataFrame, units: Mapping[
             chosen = slopes[(slopes["dial"] == dial) & (slopes["arm"] == arm)]
             thick = len(chosen) and bool(chosen["primary"].iloc[0])
             axis.plot([0, 1], [start, start + slope], color=shade, linewidth=2.0 if thick else 1.0)
-        ticks = gains[gains["dial"] == dial].drop_duplicates("position")
-        axis.set_xticks(ticks["position"], [f"{v:g}" for v in ticks["value"]])
-        axis.axhline(0, color="black", linewidth=0.8)
-        axis.set(title=f"dial: {dial}", xlabel=f"{dial} ({units[dial]})")
+        _dial(axis, dial, units[dial], gains, level=0)
     axes[0].set_ylabel("gain in d′ (of the oracle's d′)")
     legend_below(figure, axes)
     return figure
@@ -139,7 +137,7 @@ def dial_levels(levels: pd.DataFrame, units: Mapping[str, str]) -> Figure:
     """AUROC of every row along each dial, with the ideal observer: equal detectability is not equal difficulty.
 
     Args:
-        levels: dial, position, value, arm, auroc (mean over seeds), low, high (over seeds; NaN for one value), ideal.
+        levels: dial, position, value, arm, auroc (mean over seeds), ideal.
         units: Dial -> unit of its values.
     """
     if levels.empty:
@@ -161,9 +159,7 @@ def dial_levels(levels: pd.DataFrame, units: Mapping[str, str]) -> Figure:
                 label=name,
                 markersize=4,
             )
-        axis.set_xticks(ideal["position"], [f"{v:g}" for v in ideal["value"]])
-        axis.axhline(CHANCE, color="black", linewidth=0.8)
-        axis.set(title=f"dial: {dial}", xlabel=f"{dial} ({units[dial]})")
+        _dial(axis, dial, units[dial], levels, level=CHANCE)
     axes[0].set_ylabel("AUROC (0 to 1)")
     legend_below(figure, axes)
     return figure
@@ -195,3 +191,11 @@ def measured_dials(measured: pd.DataFrame, units: Mapping[str, str]) -> Figure:
             axis.minorticks_off()
         axis.set(title=f"dial: {dial}", xlabel=f"{dial} set ({units[dial]})", ylabel=names[dial])
     return figure
+
+
+def _dial(axis: Axes, dial: str, unit: str, table: pd.DataFrame, *, level: float) -> None:
+    """Ticks at the settings of a dial, its name and unit, and a line at `level`."""
+    ticks = table[table["dial"] == dial].drop_duplicates("position")
+    axis.set_xticks(ticks["position"], [f"{v:g}" for v in ticks["value"]])
+    axis.axhline(level, color="black", linewidth=0.8)
+    axis.set(title=f"dial: {dial}", xlabel=f"{dial} ({unit})")

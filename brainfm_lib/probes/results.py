@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from brainfm_lib.errors import InputError
 from brainfm_lib.stats import (
+    Interval,
     aggregate_by_subject,
     auroc,
     auroc_interval,
@@ -19,6 +20,7 @@ from brainfm_lib.stats import (
     metric_intervals,
     permutation_p,
 )
+from brainfm_lib.stats.units import bootstrap_interval, fold_mean_auroc, make_units, unit_weights
 
 Array = NDArray[Any]
 
@@ -134,6 +136,22 @@ def subject_auroc(labels: Array, scores: Array, subjects: Array, rows: Array) ->
     """AUROC over the (subject, label) units among `rows` (n,) bool."""
     mean_labels, mean_scores, _ = aggregate_by_subject(labels[rows], scores[rows], subjects[rows])
     return auroc(mean_labels, mean_scores)
+
+
+def resampled_auroc(predictions: pd.DataFrame, draws: int, seed: int = 0) -> tuple[Interval, Array]:
+    """AUROC over held-out subjects with its 95 % interval, and its values under `draws` resamples of them.
+
+    Probes of the same held-out subjects see the same resamples under one seed, so that their values are paired.
+
+    Args:
+        predictions: As in `ProbeResult.predictions`.
+        draws, seed: Of the bootstrap.
+    """
+    folds = predictions["fold"].to_numpy() if "fold" in predictions else None
+    scores = score_columns(predictions).to_numpy()
+    units = make_units(predictions["label"], scores, predictions["subject_id"], folds, minimum=2)
+    values = np.concatenate([fold_mean_auroc(units, weights) for weights in unit_weights(units, draws, seed)])
+    return bootstrap_interval(units, 0.95, draws, seed), values
 
 
 def fold_rows(predictions: pd.DataFrame) -> pd.DataFrame:

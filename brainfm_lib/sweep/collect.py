@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pandas as pd
 
-from brainfm_lib.errors import InputError
 from brainfm_lib.identity import write_atomic
-from brainfm_lib.paths import runs_dir, shipped_dir
-from brainfm_lib.runs import Run
+from brainfm_lib.report import SWEPT, SWEPT_ABOUT
+from brainfm_lib.runs import Run, get_run
 from brainfm_lib.sweep.cells import page_of, result_of
 from brainfm_lib.sweep.plan import Cell, Sweep
 from brainfm_lib.verdict import KINDS
-
-RESULTS = "results.parquet"
 
 
 def collect(sweep: Sweep, cells: list[Cell]) -> pd.DataFrame:
@@ -27,7 +25,7 @@ def collect(sweep: Sweep, cells: list[Cell]) -> pd.DataFrame:
     rows: list[pd.DataFrame] = []
     for cell in cells:
         result = result_of(sweep, cell)
-        runs = {request: open_run(name) for request, name in result["runs"].items() if request.split(":")[0] in WANTED}
+        runs = {request: get_run(name) for request, name in result["runs"].items() if request.split(":")[0] in WANTED}
         cost: dict[str, dict[str, Any]] = {}
         for request, run in runs.items():
             kind, arm, *_ = request.split(":")
@@ -51,9 +49,11 @@ WANTED = (*KINDS, "pretrain")
 
 
 def write_results(sweep: Sweep, cells: list[Cell]) -> pd.DataFrame:
-    """`collect` into ``results.parquet`` and ``results.csv`` of the sweep's folder."""
+    """`collect` into ``results.parquet`` and ``results.csv`` of the sweep's folder, and beside them what it asks."""
     table = collect(sweep, cells)
-    for name, write in ((RESULTS, table.to_parquet), ("results.csv", table.to_csv)):
+    with write_atomic(sweep.folder / SWEPT_ABOUT) as temporary:
+        temporary.write_text(json.dumps({"title": sweep.title, "question": sweep.question}), encoding="utf-8")
+    for name, write in ((SWEPT, table.to_parquet), ("results.csv", table.to_csv)):
         with write_atomic(sweep.folder / name) as temporary:
             write(temporary, index=False)
     return table
@@ -64,14 +64,6 @@ def notebook_of(sweep: Sweep, cell: Cell) -> str:
     page = page_of(sweep, cell)
     done, failed = page.beside(".ipynb"), page.chapters / "failed" / page.notebook.name
     return str((done if done.is_file() else failed).relative_to(sweep.folder.parent.parent))
-
-
-def open_run(name: str) -> Run:
-    """A finished run by its full identifier."""
-    for folder in (runs_dir() / name, shipped_dir() / "runs" / name):
-        if folder.is_dir():
-            return Run(folder)
-    raise InputError(f"The run {name} is gone, and a cell was made from it: run the sweep again.")
 
 
 def _cost(run: Run) -> dict[str, Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,9 +11,9 @@ import pandas as pd
 
 from brainfm_lib.errors import InputError
 from brainfm_lib.paths import project_root
-from brainfm_lib.probes.results import score_columns
-from brainfm_lib.stats.units import fold_mean_auroc, make_units, unit_weights
-from brainfm_lib.sweep.collect import RESULTS, open_run
+from brainfm_lib.probes.results import resampled_auroc
+from brainfm_lib.report import SWEPT
+from brainfm_lib.runs import get_run
 
 METRIC = "auroc"
 FIXED = ("cell", "arm", "task", "protocol", "metric", "estimate", "low", "high")
@@ -41,15 +40,10 @@ def read_sweep(name: str) -> pd.DataFrame:
     Raises:
         InputError: Nobody has run it.
     """
-    file = sweep_file(name)
+    file = project_root() / "sweeps" / name / SWEPT
     if not file.is_file():
         raise InputError(f"There is no table of a sweep {name!r}: `brainfm sweep {name}` makes it.")
     return pd.read_parquet(file)
-
-
-def sweep_file(name: str) -> Path:
-    """Where a sweep's table is."""
-    return project_root() / "sweeps" / name / RESULTS
 
 
 def varied(table: pd.DataFrame) -> list[str]:
@@ -69,12 +63,8 @@ def outcomes(table: pd.DataFrame, protocol: str = "linear") -> Outcomes:
     kept = table[(table["metric"] == METRIC) & (table["protocol"] == protocol)].reset_index(drop=True)
     rows, values = [], []
     for _, r in kept.iterrows():
-        run = open_run(str(r["run"]))
-        predictions = run.table("predictions")
-        folds = predictions["fold"].to_numpy() if "fold" in predictions else None
-        scores = score_columns(predictions).to_numpy()
-        units = make_units(predictions["label"], scores, predictions["subject_id"], folds, minimum=2)
-        values.append(np.concatenate([fold_mean_auroc(units, weights) for weights in unit_weights(units, DRAWS, 0)]))
+        run = get_run(str(r["run"]))
+        values.append(resampled_auroc(run.table("predictions"), DRAWS)[1])
         validation = float(run.table("chosen")["validation_auroc"].mean())
         point = {name: r[name] for name in (*varied(table), "cell", "arm", "task")}
         rows.append(

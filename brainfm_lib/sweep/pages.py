@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 
 import pandas as pd
 from IPython.display import Markdown
 
-from brainfm_lib.data.strict_yaml import load_yaml
 from brainfm_lib.paths import project_root
-from brainfm_lib.sweep.effects import Outcomes, best_cell, main_effects, sweep_file
-from brainfm_lib.sweep.plan import FOLDER
+from brainfm_lib.report import about_sweep, sweep_identity
+from brainfm_lib.sweep.effects import Outcomes, best_cell, main_effects
 
 
 def question(sweep: str) -> Markdown:
-    """What a sweep asks, from its file where that is still there."""
-    file = project_root() / FOLDER / f"{sweep.partition('-')[0]}.yaml"
-    said = load_yaml(file.read_text(encoding="utf-8")).get("question", "") if file.is_file() else ""
+    """What a sweep asks."""
+    said = about_sweep(project_root(), sweep).get("question")
     return Markdown(f"*{said}*" if said else f"The sweep `{sweep}`.")
 
 
@@ -52,12 +49,7 @@ def effects_table(effects: pd.DataFrame) -> pd.DataFrame:
             "level": effects["level"],
             "cells": effects["cells"],
             "mean AUROC": [f"{r['estimate']:.3f} [{r['low']:.3f}, {r['high']:.3f}]" for _, r in effects.iterrows()],
-            "difference from the first": [
-                f"{r['difference']:+.3f} [{r['difference_low']:+.3f}, {r['difference_high']:+.3f}]"
-                if r["order"]
-                else "–"
-                for _, r in effects.iterrows()
-            ],
+            "difference from the first": [_difference(r) if r["order"] else "–" for _, r in effects.iterrows()],
         }
     )
 
@@ -72,8 +64,8 @@ def cells_table(cells: pd.DataFrame, names: Sequence[str], sweep: str) -> pd.Dat
 
 
 def identity(sweep: str) -> str:
-    """Hash of a sweep's table, by which its page knows whether it is out of date."""
-    return f"sweep-{hashlib.sha256(sweep_file(sweep).read_bytes()).hexdigest()[:12]}"
+    """By which its page knows whether it is out of date."""
+    return sweep_identity(project_root(), sweep)
 
 
 def _difference(row: pd.Series) -> str:

@@ -10,8 +10,9 @@ from filelock import FileLock, Timeout
 
 from brainfm_lib.errors import InputError
 from brainfm_lib.paths import project_root
+from brainfm_lib.report import SWEPT
 from brainfm_lib.sweep.cells import Done, Outcome
-from brainfm_lib.sweep.collect import RESULTS, notebook_of, write_results
+from brainfm_lib.sweep.collect import notebook_of, write_results
 from brainfm_lib.sweep.plan import Cell, Sweep, choose, load_sweep
 from brainfm_lib.sweep.pool import Line, run_cells
 
@@ -61,7 +62,7 @@ def run_sweep(
         finished = [cell for cell in sweep.cells if done(cell, quick=True)]
         if finished:
             table = write_results(sweep, finished)
-            print(f"{sweep.folder.relative_to(root) / RESULTS}: {len(table):,} rows of {len(finished)} cells")
+            print(f"{sweep.folder.relative_to(root) / SWEPT}: {len(table):,} rows of {len(finished)} cells")
         for cell, outcome in failed:
             print(f"failed: {describe(cell)}: {outcome.error}\n        {notebook_of(sweep, cell)}")
         return len(failed)

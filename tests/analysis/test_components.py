@@ -1,0 +1,50 @@
+"""Directions: the dimension and the curve follow what was planted."""
+
+import numpy as np
+import pytest
+
+from brainfm_lib.analysis.components import component_curve, discriminative_dimension
+from brainfm_lib.analysis.reading import coordinates_of
+from brainfm_lib.errors import InputError
+from tests.analysis.tasks import features_with, table_of
+
+
+@pytest.mark.parametrize("directions", [1, 4, 16])
+def test_dimension_counts_the_directions_that_share_the_distance(directions: int) -> None:
+    features, labels = features_with(directions)
+    names = np.array([f"s{i}" for i in range(len(labels))])
+    found = discriminative_dimension(features, labels, names)
+    assert found.low <= directions * 1.35 and found.high >= directions * 0.65
+    assert found.estimate == pytest.approx(
+        directions, rel=0.45, abs=0.75
+    )  # a sample turns neighbouring directions into each other
+
+
+def test_dimension_counts_a_subject_once_and_needs_a_signal() -> None:
+    features, labels = features_with(4)
+    names = np.array([f"s{i}" for i in range(len(labels))])
+    twice = np.repeat(np.arange(len(labels)), 2)
+    once = discriminative_dimension(features, labels, names)
+    again = discriminative_dimension(features[twice], labels[twice], names[twice])
+    assert again.estimate == pytest.approx(once.estimate) and again.high == pytest.approx(once.high)
+    shuffled = np.random.default_rng(0).permutation(labels)
+    assert np.isnan(discriminative_dimension(features, shuffled, names).estimate)
+    with pytest.raises(InputError, match="needs eight"):
+        discriminative_dimension(np.eye(8), np.array([0, 0, 0, 0, 0, 0, 0, 1]), names[:8])
+
+
+def test_the_curve_rises_where_the_signal_comes_in() -> None:
+    rng = np.random.default_rng(4)
+    labels = np.arange(400) % 2
+    x = rng.standard_normal((400, 20)) * np.linspace(4, 1, 20)
+    x[:, 10] += 1.5 * labels * np.linspace(4, 1, 20)[10]  # not so much that it becomes the first component
+    curve = component_curve(x, table_of(labels), [4, 8], draws=100)
+    assert curve["estimate"].iloc[0] < 0.65 and curve["estimate"].iloc[1] > 0.75
+
+
+def test_a_dimension_of_images_is_that_of_their_coordinates() -> None:
+    features, labels = features_with(4)
+    names = np.array([f"s{i}" for i in range(len(labels))])
+    direct = discriminative_dimension(features, labels, names)
+    through = discriminative_dimension(coordinates_of(features @ features.T, 400), labels, names)
+    assert through.estimate == pytest.approx(direct.estimate, rel=1e-6)

@@ -1,0 +1,24 @@
+"""The ridge is the one of the textbook, on features and on Gram matrices."""
+
+import numpy as np
+import pytest
+
+from brainfm_lib.analysis.components import standardised
+from brainfm_lib.analysis.reading import read_linearly
+from tests.analysis.tasks import features_with, table_of
+
+
+@pytest.mark.parametrize("grams", [False, True])
+def test_ridge_equals_its_textbook_form(grams: bool) -> None:
+    features, labels = features_with(4, n=200)
+    table, x = table_of(labels), standardised(features)
+    result = read_linearly({"x": x @ x.T if grams else x}, table, grams=grams)
+    penalty = result.chosen["penalty"].iloc[0]
+    train = (table["split"] != "test").to_numpy()
+    centred = x - x[train].mean(0)
+    values = np.linalg.eigvalsh(centred[train].T @ centred[train])
+    mean = values.sum() / (train.sum() - 1) if grams else values.mean()
+    target = labels[train] - labels[train].mean()
+    ridge = centred[train].T @ centred[train] + penalty * mean * np.eye(40)
+    weights = np.linalg.solve(ridge, centred[train].T @ target)
+    assert np.allclose(result.predictions["score_1"], labels[train].mean() + centred[~train] @ weights, atol=1e-8)
