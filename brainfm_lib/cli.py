@@ -1,5 +1,6 @@
 """The command line: check and prepare data, pretrain, and look after runs."""
 
+import errno
 import sys
 from collections import Counter
 from collections.abc import Callable
@@ -22,6 +23,7 @@ app.add_typer(runs_app, name="runs")
 ManifestOption = Annotated[Path | None, typer.Option("--manifest", help="Data manifest; default the project's.")]
 ReportOption = Annotated[Path | None, typer.Option("--report", help="Write an HTML page: tables, and how scans look.")]
 INTERRUPTED = 130  # status after Ctrl-C
+REFUSED = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}  # by the disk, not by a mistake of ours
 LISTED = 20  # scans named on the terminal for each rule they break
 ProfileOption = Annotated[str, typer.Option(help="tiny, quick, reference, paper, replica, or a YAML file.")]
 ObjectiveOption = Annotated[str, typer.Option(help="mae, sl-mae, jepa, vcr-jepa, or all.")]
@@ -44,6 +46,12 @@ def _run(command: Callable[[], object]) -> None:
     except InputError as error:
         print(f"brainfm: {error}", file=sys.stderr)
         raise SystemExit(2) from None
+    except OSError as error:
+        if error.errno not in REFUSED:
+            raise
+        where = f": {error.filename}" if error.filename else ""
+        print(f"brainfm: {error.strerror}{where}. What was done before is kept.", file=sys.stderr)
+        raise SystemExit(1) from None
     except SystemExit as end:  # typer makes this of Ctrl-C and says nothing
         if end.code == INTERRUPTED:
             print("brainfm: interrupted; what was done is kept, the same command goes on from there.", file=sys.stderr)

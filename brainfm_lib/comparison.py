@@ -128,6 +128,20 @@ def _reach(frequency: pd.Series, good: pd.Series) -> float:
     return float(frequency[shells][unbroken].max()) if unbroken.any() else 0.0
 
 
+def one_scan(reconstructions: Mapping[str, Run], number: int = 0) -> dict[str, np.ndarray]:
+    """A pictured held-out scan as "target" and as each arm predicts it, every voxel while hidden: (D, H, W), z-scored.
+
+    Args:
+        reconstructions: Arm -> run, all of the same scans.
+        number: Which of the pictured scans.
+    """
+    found: dict[str, np.ndarray] = {}
+    for arm, run in reconstructions.items():
+        found.setdefault("target", run.array("examples")[number, 0])
+        found[arm] = run.array("predictions")[number]
+    return found
+
+
 def similarity_table(pooled: Mapping[str, np.ndarray]) -> pd.DataFrame:
     """Debiased CKA of every two encoders' pooled features (n, E) of the same scans: square, by arm."""
     found = {a: {b: debiased_cka(pooled[a], pooled[b]) for b in pooled} for a in pooled}

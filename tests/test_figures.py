@@ -1,5 +1,6 @@
 """Figures of the report, on small tables of the shape that runs have."""
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,7 +16,7 @@ from brainfm_lib.data.geometry import Geometry
 from brainfm_lib.figures import style
 from brainfm_lib.objectives import ARMS, CONTROL
 
-DRAWN = set(figures.__all__) - {"reconstruction_panels", "stamp"}  # several in one; not a figure
+DRAWN = set(figures.__all__) - {"reconstruction_panels", "cutoff_explorer", "stamp"}  # several, with a slider, none
 
 GEOMETRY = Geometry((16, 20, 18), 8.0)
 TRAINED = tuple(ARMS)
@@ -79,13 +80,18 @@ def explained() -> pd.DataFrame:
 def latent_map() -> pd.DataFrame:
     x, y = RNG.standard_normal((2, 60))
     table = pd.DataFrame({"component_1": x, "component_2": y, "share_1": 0.4, "share_2": 0.2})
-    return table.assign(contrast=RNG.choice(["T1w", "T2w"], 60))
+    return table.assign(contrast=RNG.choice(["T1w", "T2w"], 60), site=[f"site-{k % 12}" for k in range(60)])
 
 
 def cutoffs() -> pd.DataFrame:
     return pd.DataFrame(
         [{"band": b, "cutoff": c, **interval(0.7)} for b in ("low", "high") for c in np.linspace(0.01, 0.08, 6)]
     )
+
+
+def direction() -> pd.DataFrame:
+    edges = np.linspace(0, 0.087, 13)
+    return pd.DataFrame({"low": edges[:-1], "high": edges[1:], "weights": 1 / 12, "pattern": np.linspace(0, 1 / 6, 12)})
 
 
 def components() -> pd.DataFrame:
@@ -263,6 +269,7 @@ def all_figures(arms: tuple[str, ...]) -> dict[str, Figure]:
             {"ad": "AD (phantom)"},
             {"ad": 0.04},
         ),
+        "direction_spectra": figures.direction_spectra({"ad": direction(), "mci": direction()} if arms else {}),
         "component_curves": figures.component_curves(
             {t: {a: components() for a in encoders} for t in ("ad", "mci")} if encoders else {}
         ),
@@ -367,6 +374,59 @@ def test_scale_bar_is_as_long_as_it_says(drawn: dict[str, Figure]) -> None:
     axis = drawn["cohort_montage"].axes[0]
     assert np.ptp(axis.lines[0].get_xdata()) == 50 and axis.texts[-1].get_text() == "50 mm"
     assert np.diff(axis.images[0].get_extent()[:2]) == GEOMETRY.extent[0]
+
+
+def test_maps_have_a_row_for_each_factor_that_tells_scans_apart(drawn: dict[str, Figure]) -> None:
+    encoders = [arm for arm in COMPARED if arm == CONTROL or arm in ARMS]
+    labels = [axis.get_ylabel().split("\n")[0] for axis in drawn["latent_maps"].axes]
+    assert labels[:: len(encoders)] == ["contrast", "site"]  # there is no diagnosis
+
+
+def pictured_by_slider() -> dict[str, np.ndarray]:
+    return {"target": head() * 4 - 1, "mae": head() * 2 - 1, "jepa": np.zeros(GEOMETRY.grid, np.float32)}
+
+
+@pytest.mark.parametrize(("plane", "letters"), [("axial", "LRPA"), ("coronal", "LRIS"), ("sagittal", "PAIS")])
+def test_the_slider_moves_brains_that_stand_the_right_way(plane: str, letters: str) -> None:
+    made = figures.cutoff_explorer(pictured_by_slider(), GEOMETRY, heading="scan 1", plane=plane, steps=5).figure
+    assert [frame.name for frame in made.frames] == [f"{f:.3f}" for f in np.linspace(0, 1 / 16, 6)[1:]]
+    texts = [note.text for note in made.layout.annotations]
+    assert [text for text in texts if text in "LRPAIS"] == list(letters) and "50 mm" in texts
+    shape = made.layout.shapes[0]
+    assert shape.x1 - shape.x0 == 50
+    last = made.frames[-1].data[0]
+    picture = np.asarray(last.z, dtype=float)
+    middle = [n // 2 for n in picture.shape]
+    assert last.x[0] < last.x[-1] and last.y[0] < last.y[-1]
+    assert picture[middle[0], middle[1] + 4] > picture[middle[0], middle[1] - 4]
+    assert picture[middle[0] + 4, middle[1]] > picture[middle[0] - 4, middle[1]]
+
+
+def test_the_slider_divides_a_slice_at_the_cut_off() -> None:
+    x = np.arange(GEOMETRY.grid[0])
+    slow, fast = (np.cos(2 * np.pi * k * x / len(x)) for k in (2, 6))  # 1/64 and 3/64 cycles/mm: cut-offs themselves
+    volume = np.broadcast_to((slow + fast)[:, None, None], GEOMETRY.grid)
+    made = figures.cutoff_explorer({"target": volume, "mae": volume}, GEOMETRY, steps=4).figure
+    for frame, (below, above) in zip(
+        made.frames, [(slow, fast), (slow, fast), (slow + fast, None), (slow + fast, None)], strict=True
+    ):
+        for wave, picture in ((below, frame.data[0]), (below, frame.data[1]), (above, frame.data[2])):
+            if wave is not None:
+                assert np.corrcoef(np.asarray(picture.z, dtype=float)[3], wave)[0, 1] > 0.99
+    lines = [frame.data[-1].x[0] for frame in made.frames]
+    np.testing.assert_allclose(lines, np.linspace(0, 1 / 16, 5)[1:])
+
+
+def test_the_slider_brings_no_script_and_says_what_it_shows_and_is_stamped() -> None:
+    figures.stamp("LEAK: <b>one</b> subject")
+    try:
+        shown = figures.cutoff_explorer(pictured_by_slider(), GEOMETRY, heading="scan 1")._repr_mimebundle_()
+    finally:
+        figures.stamp("")
+    page = shown["text/html"]
+    assert "Plotly.newPlot" in page and "<script src" not in page and len(page) < 1_000_000
+    assert "LEAK: &lt;b&gt;one" in json.dumps(shown["application/vnd.plotly.v1+json"]) and "MAE" in shown["text/plain"]
+    assert isinstance(figures.cutoff_explorer({}, GEOMETRY), Figure)
 
 
 def test_error_table_pairs_scans_and_marks_read_outs() -> None:

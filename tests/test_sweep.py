@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -233,6 +234,44 @@ def test_a_killed_sweep_goes_on_and_leaves_nobody_behind(project: Path, sign: si
     assert again.returncode == 0, out
     staged = sorted(project.glob("sweeps/try/cells/*/10_light.state.json"))
     assert len(staged) == 6 and set(made(project)) == {f"{d} 0" for d in range(1, 7)}
+
+
+FULL = """
+mount -t tmpfs -o size=1m tmpfs "$BRAINFM_ROOT/sweeps"
+head -c {filler} /dev/zero > "$BRAINFM_ROOT/sweeps/filler"
+"$@"; echo "ended with $?"
+rm "$BRAINFM_ROOT/sweeps/filler"
+"$@"; echo "ended with $?"
+cp -r "$BRAINFM_ROOT/sweeps/try" "$BRAINFM_ROOT/kept"
+"""
+MAY_MOUNT = ["unshare", "-Urm", "mount", "-t", "tmpfs", "tmpfs", "/mnt"]
+
+
+@pytest.mark.skipif(
+    shutil.which("unshare") is None or subprocess.run(MAY_MOUNT, capture_output=True).returncode != 0,
+    reason="no small file system can be mounted here",
+)
+@pytest.mark.parametrize("free", [0, 60_000])
+def test_a_full_disk_is_said_and_costs_nothing_that_was_done(project: Path, free: int) -> None:
+    write(project, "grid: {product: {depth: [1, 2, 3, 4]}}\n")
+    (project / "sweeps").mkdir()
+    command = [sys.executable, "-c", "from brainfm_lib.cli import main; main()", "sweep", str(project / "try.yaml")]
+    script = FULL.format(filler=2**20 - free if free else 2**21)
+    environment = {**os.environ, "BRAINFM_ROOT": str(project), "PYTHONPATH": str(REPOSITORY)}
+    ended = subprocess.run(
+        ["unshare", "-Urm", "sh", "-c", script, "sh", *command],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=240,
+    )
+    first, second = ended.stdout.split("ended with ")[:2]
+    assert second.startswith("1") and "No space left on device" in first and "Traceback" not in ended.stdout
+    assert ended.stdout.rstrip().endswith("ended with 0"), ended.stdout
+    done = made(project)
+    assert set(done) == {f"{d} 0" for d in range(1, 5)}
+    assert len(list((project / "kept" / "cells").glob("*/10_light.state.json"))) == 4
 
 
 @pytest.mark.parametrize(

@@ -147,7 +147,8 @@ def evaluate_reconstruction(
         and mosaic, their signed coherence with the target and the phase error, per frequency (cycles/mm). ``places``:
         see `places.error_places`. ``seams``: power on the patch lattice of each, per volume. ``slices``: (3, D, H)
         log-spectra of the central axial slices of target, prediction and mosaic. ``examples``: (examples, 4, D, H, W):
-        target, visible part, mosaic of the first pass, difference. For JEPA, errors hold ``latent`` and
+        target, visible part, mosaic of the first pass, difference. ``predictions``: (examples, D, H, W), every voxel
+        predicted while hidden. For JEPA, errors hold ``latent`` and
         ``latent_position_mean``: squared errors of predicted latents and of the mean latent at each position.
     """
     model = model.to(device).eval()
@@ -247,6 +248,7 @@ def evaluate_reconstruction(
         "seams": pd.DataFrame({name: patch_grid_excess(volumes, patch) for name, volumes in each.items()}),
         "slices": np.stack([slice_log_power(volumes) for volumes in each.values()]),
         "examples": pictures.cpu().numpy().astype(np.float16),
+        "predictions": prediction[shown, 0].numpy().astype(np.float16),
     }
 
 
@@ -280,7 +282,7 @@ def make_reconstruction(
         )
         for name in ("errors", "spectra", "places", "seams"):
             result[name].to_parquet(folder / f"{name}.parquet")
-        for name in ("examples", "slices"):
+        for name in ("examples", "predictions", "slices"):
             np.save(folder / f"{name}.npy", result[name], allow_pickle=False)
         return {"device": device.type}
 

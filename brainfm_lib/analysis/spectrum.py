@@ -124,6 +124,26 @@ def phase_error(
         return shells.frequencies, np.concatenate(angle).sum(0) / np.concatenate(weight).sum(0)
 
 
+def low_pass(volumes: Tensor | NDArray[Any], spacing: Spacing, cutoff: float) -> NDArray[np.float32]:
+    """What lies at or below a frequency, the mean with it; what lies above is the rest.
+
+    Args:
+        volumes: (B, 1, D, H, W) or (B, D, H, W).
+        spacing: Voxel size in mm, one number or one for each axis.
+        cutoff: In cycles/mm.
+
+    Returns:
+        (B, D, H, W).
+    """
+    x = _as_batch(volumes)
+    grid, size = tuple(x.shape[1:]), _spacing(spacing)
+    axes = [np.fft.fftfreq(n, s) for n, s in zip(grid[:2], size[:2], strict=True)] + [np.fft.rfftfreq(grid[2], size[2])]
+    norm = np.sqrt(sum(f**2 for f in np.meshgrid(*axes, indexing="ij")))
+    kept = torch.from_numpy(norm <= cutoff * (1 + 1e-9)).to(x.device)
+    below = torch.fft.irfftn(torch.fft.rfftn(x, dim=(1, 2, 3)) * kept, s=grid, dim=(1, 2, 3))
+    return np.asarray(below.cpu().numpy(), dtype=np.float32)
+
+
 def slice_log_power(volumes: Tensor | NDArray[Any]) -> Floats:
     """Mean over volumes of log10 |F|² of the central axial slice under a Hann window, zero frequency in the middle.
 

@@ -2,6 +2,7 @@
 
 from brainfm_lib.figures.brains import cohort_montage, reconstruction_panel, reconstruction_panels
 from brainfm_lib.figures.cohorts import cohort_summary, discriminative_spectra, intensity_histogram, split_counts
+from brainfm_lib.figures.interactive import cutoff_explorer
 from brainfm_lib.figures.latents import eigenspectra, explained_variance, latent_maps, rank_measures, similarity_matrix
 from brainfm_lib.figures.probes import calibration_curves, few_shot_curves, forest_plot, roc_curves
 from brainfm_lib.figures.reconstruction import error_intervals, explained_latents
@@ -10,6 +11,7 @@ from brainfm_lib.figures.structure import (
     component_curves,
     cutoff_curves,
     dial_levels,
+    direction_spectra,
     gains_along_dials,
     measured_dials,
 )
@@ -25,7 +27,9 @@ __all__ = [
     "component_curves",
     "cost_against_quality",
     "cutoff_curves",
+    "cutoff_explorer",
     "dial_levels",
+    "direction_spectra",
     "discriminative_spectra",
     "eigenspectra",
     "error_intervals",

@@ -47,7 +47,7 @@ def cohort_montage(volumes: NDArray[np.floating], titles: Sequence[str], geometr
             _slice(axes[row, column], volume, plane, geometry, letters=True, scale_bar=column == 0, vmin=0, vmax=1)
         axes[0, column].set_title(name, loc="center")
     for row, plane in enumerate(PLANES):
-        axes[row, 0].set_ylabel(f"{plane}, {_place(plane, geometry)}")
+        axes[row, 0].set_ylabel(f"{plane}, {place_of(plane, geometry)}")
     return figure
 
 
@@ -99,7 +99,7 @@ def reconstruction_panel(
         bar.set_label("difference (z-score)")
         bar.ax.grid(visible=False)
     figure.suptitle(
-        f"{heading} · {plane}, {_place(plane, geometry)}".removeprefix(" · "), fontsize=9.5, x=0.01, ha="left"
+        f"{heading} · {plane}, {place_of(plane, geometry)}".removeprefix(" · "), fontsize=9.5, x=0.01, ha="left"
     )
     return figure
 
@@ -161,7 +161,8 @@ def _slice(
     return image
 
 
-def _place(plane: str, geometry: Geometry) -> str:
+def place_of(plane: str, geometry: Geometry) -> str:
+    """Where the middle slice of a plane lies, in mm."""
     number = PLANES[plane]
     index = geometry.grid[number] // 2
     return f"{AXES[number]} = {geometry.affine[number, number] * index + geometry.affine[number, 3]:+.0f} mm"

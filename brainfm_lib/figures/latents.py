@@ -1,6 +1,7 @@
 """In how many directions an encoder's features vary."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -8,6 +9,7 @@ from matplotlib.figure import Figure
 
 from brainfm_lib.figures.style import OTHERS, colour, figure_function, legend_below, marker, nothing, panels, title
 
+MAPPED = ("contrast", "site", "diagnosis")
 MOST_GROUPS = 10  # of a factor, that are told apart by colour
 
 RANK_MEASURES = {
@@ -93,37 +95,39 @@ def explained_variance(explained: Mapping[str, pd.DataFrame]) -> Figure:
 
 
 @figure_function
-def latent_maps(maps: Mapping[str, pd.DataFrame], factor: str = "contrast") -> Figure:
+def latent_maps(maps: Mapping[str, pd.DataFrame], factors: Sequence[str] = MAPPED) -> Figure:
     """Held-out scans on the first two principal components of each encoder's pooled features, coloured by a factor.
 
     Args:
-        maps: Arm -> table with component_1, component_2, share_1, share_2 and the factor.
-        factor: A column.
+        maps: Arm -> table with component_1, component_2, share_1, share_2, and the factors that are known.
+        factors: Columns, a row of panels each; those that tell nothing apart are left out.
     """
-    shown = {arm: table for arm, table in maps.items() if factor in table}
-    if not shown:
-        return nothing(f"The scans have no {factor}.")
-    figure, axes = panels(len(shown), columns=5, height=2.3)
-    names = sorted({str(name) for table in shown.values() for name in table[factor]})[:MOST_GROUPS]
-    for axis, (arm, table) in zip(axes, shown.items()):
+    first = next(iter(maps.values()), pd.DataFrame())
+    rows = [factor for factor in factors if factor in first and first[factor].nunique() > 1]
+    if not rows:
+        return nothing("The scans have nothing by which they could be told apart.")
+    figure, axes = panels(len(rows) * len(maps), columns=len(maps), height=2.1, sharex="col", sharey="col")
+    for place, axis in enumerate(axes):
+        factor, (arm, table) = rows[place // len(maps)], list(maps.items())[place % len(maps)]
+        values = table[factor].astype(str)
+        names = values.value_counts().index[:MOST_GROUPS].sort_values()
+        rest = table[~values.isin(names)]
+        axis.plot(rest["component_1"], rest["component_2"], ".", color="#D9D9D9", markersize=2)
         for number, name in enumerate(names):
-            rows = table[table[factor].astype(str) == name]
-            axis.plot(
-                rows["component_1"],
-                rows["component_2"],
-                "o^sDvPX<>*"[number],
-                color=OTHERS[number % len(OTHERS)],
-                markersize=2.5,
-                alpha=0.7,
-                label=name,
-                linestyle="none",
-            )
-        axis.set_title(title(arm), fontsize=9)
-        axis.set_xlabel(f"1st ({100 * table['share_1'].iloc[0]:.0f} % of variance)", fontsize=8)
-        axis.set_ylabel(f"2nd ({100 * table['share_2'].iloc[0]:.0f} % of variance)", fontsize=8)
-        axis.set_xticks([])
-        axis.set_yticks([])
-    legend_below(figure, axes)
+            shown = table[values == name]
+            shape, shade = "o^sDvPX<>*"[number], OTHERS[number % len(OTHERS)]
+            style: dict[str, Any] = {"color": shade, "markersize": 2.5, "alpha": 0.7, "linestyle": "none"}
+            axis.plot(shown["component_1"], shown["component_2"], shape, label=name, **style)
+        axis.set(xticks=[], yticks=[])
+        if place < len(maps):
+            axis.set_title(title(arm), fontsize=9)
+        if place % len(maps) == 0:
+            axis.set_ylabel(f"{factor}\n2nd component", fontsize=8)
+        if place % len(maps) == len(maps) - 1:
+            axis.legend(loc="center left", bbox_to_anchor=(1.02, 0.5), fontsize=7, markerscale=1.6)
+        if place >= len(axes) - len(maps):
+            shares = " and ".join(f"{100 * table[f'share_{k}'].iloc[0]:.0f} %" for k in (1, 2))
+            axis.set_xlabel(f"1st component\n({shares} of variance)", fontsize=8)
     return figure
 
 

@@ -20,6 +20,7 @@ from brainfm_lib.figures.style import (
 )
 
 CHANCE = 0.5
+LEGEND_DIRECTIONS = {"weights": "weights of the reading", "pattern": "pattern that the score stands for"}
 LEGEND_BANDS = {"low": "what lies below the cut-off", "high": "what lies above"}
 
 
@@ -62,6 +63,29 @@ def cutoff_curves(
         axis.set_xlabel("cut-off (cycles/mm)")
     for axis in axes[:: min(3, len(axes))]:
         axis.set_ylabel("AUROC (0 to 1)")
+    legend_below(figure, axes)
+    return figure
+
+
+@figure_function
+def direction_spectra(directions: Mapping[str, pd.DataFrame], titles: Mapping[str, str] | None = None) -> Figure:
+    """Where in frequency a linear reading of whole scans looks, and where that lies which it reads: a panel a task.
+
+    Args:
+        directions: Task -> table with low, high (edges of a band, cycles/mm), weights, pattern (shares of 1).
+        titles: Task -> its name.
+    """
+    if not directions:
+        return nothing("No task has been looked into.")
+    figure, axes = panels(len(directions), height=2.4, sharey=True)
+    for axis, (task, table) in zip(axes, directions.items()):
+        edges = [*table["low"], table["high"].iloc[-1]]
+        for (name, said), shade in zip(LEGEND_DIRECTIONS.items(), (OTHERS[4], OTHERS[3]), strict=True):
+            axis.stairs(table[name], edges, color=shade, label=said, linewidth=1.6)
+        axis.set_title(wrapped((titles or {}).get(task, task), 34), fontsize=8.5)
+        axis.set_xlabel("frequency (cycles/mm)")
+    for axis in axes[:: min(3, len(axes))]:
+        axis.set_ylabel("power (share of 1)")
     legend_below(figure, axes)
     return figure
 

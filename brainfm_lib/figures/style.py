@@ -78,6 +78,11 @@ def stamp(text: str) -> None:
     _stamp = text
 
 
+def stamped() -> str:
+    """What stands across the top of every figure; see `stamp`."""
+    return _stamp
+
+
 def figure_function(draw: Callable[P, Figure]) -> Callable[P, Figure]:
     """Draw in the house style and close the figure, so that a notebook shows it once: as the value of the cell."""
 

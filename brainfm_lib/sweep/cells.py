@@ -59,9 +59,9 @@ class Done:
 def run_cell(sweep: Sweep, cell: Cell, root: Path) -> str:
     """Execute a cell and stage it; return what went wrong, or "". A failed cell keeps its notebook and the error."""
     page = page_of(sweep, cell)
-    page.chapters.mkdir(parents=True, exist_ok=True)
     error = page.chapters / ERROR
     try:
+        page.chapters.mkdir(parents=True, exist_ok=True)
         make(page, cell.parameters, root, stream=io.StringIO())
     except ReportError as problem:
         said = str(problem)

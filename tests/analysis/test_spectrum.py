@@ -6,6 +6,7 @@ from brainfm_lib.analysis.spectrum import (
     coherence,
     coherence_noise_floor,
     cross_spectrum,
+    low_pass,
     patch_grid_excess,
     phase_error,
     power_ratio,
@@ -81,6 +82,17 @@ def test_a_cosine_stands_in_its_own_shell_on_an_anisotropic_grid(window):
         frequencies, power = radial_power(volume[None], SPACING, window=window)
         expected = cycles / (GRID[axis] * SPACING[axis])
         assert abs(frequencies[power[0].argmax()] - expected) < 1 / 45  # one shell: 1 / longest extent
+
+
+def test_a_cut_off_divides_waves_in_physical_units_and_keeps_the_mean():
+    def wave(axis, cycles):
+        values = np.cos(2 * np.pi * cycles * np.arange(GRID[axis]) / GRID[axis])
+        return np.broadcast_to(values.reshape([-1 if a == axis else 1 for a in range(3)]), GRID)
+
+    slow, fast = wave(0, 3), wave(2, 6)  # 0.125 and 0.176 cycles/mm; in cycles a voxel 0.125 and 0.35
+    below = low_pass((2.0 + slow + fast)[None], SPACING, 0.15)[0]
+    np.testing.assert_allclose(below, 2.0 + slow, atol=1e-5)
+    np.testing.assert_allclose(low_pass(fast[None], SPACING, 6 / (17 * 2.0))[0], fast, atol=1e-5)  # at it: below
 
 
 @pytest.mark.parametrize("beta", [1.0, 2.0, 3.0])
