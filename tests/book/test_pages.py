@@ -126,3 +126,22 @@ def test_plotly_and_view_img_draw(toy_book: Path) -> None:
         browser.wait_for("document.querySelectorAll('.js-plotly-plot .main-svg').length > 0")
         inside = "document.querySelector('iframe').contentDocument"
         browser.wait_for(f"{inside} && {inside}.querySelectorAll('canvas').length > 0")
+
+
+@pytest.mark.browser
+@needs_chromium
+def test_the_slider_over_the_spectrum_moves_the_pictures(real_book: Path) -> None:
+    with Browser() as browser:
+        browser.open(real_book / "book" / "_build" / "html" / "chapters" / "30_spectra.html")
+        rail = "document.querySelector('.slider-rail-touch-rect')"
+        browser.wait_for(f"{rail} !== null")
+        browser.evaluate(f"{rail}.scrollIntoView({{block: 'center', behavior: 'instant'}})")
+        cutoff = "document.querySelector('.js-plotly-plot').data.find(t => t.name === 'cut-off').x[0]"
+        drawn = "document.querySelector('.js-plotly-plot .heatmaplayer image')"
+        browser.wait_for(f"{drawn} !== null")
+        picture = f"({drawn}?.getAttribute('xlink:href') ?? {drawn}?.getAttribute('href') ?? '')"
+        before = browser.evaluate(cutoff), browser.evaluate(picture)
+        place = browser.evaluate(f"(b => [b.x + 0.9 * b.width, b.y + b.height / 2])({rail}.getBoundingClientRect())")
+        browser.click(*place)
+        browser.wait_for(f"{cutoff} > {before[0]} && ![{json.dumps(before[1])}, ''].includes({picture})")
+        assert browser.errors == []
