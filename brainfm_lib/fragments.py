@@ -4,6 +4,7 @@ No sentence is written by hand that a re-run could make false: each is chosen by
 """
 
 import json
+import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
@@ -30,6 +31,8 @@ def write_all(root: Path, *, profile: str | None = None, tables: Tables | None =
     """
     profile, pages = profile or report.default_profile(), report.find_pages(root)
     report.write_text(root / "book" / "chapters" / "_budget.md", budget(root, pages))
+    for name, text in measured(root).items():
+        report.write_text(root / "book" / "chapters" / f"_bench_{name}.md", text)
     target = root / "book" / "chapters" / "_headline.md"
     recorded = {page.name: json.loads(page.beside(".result.json").read_text())["runs"] for page in pages}
     runs = recorded.get(HEADLINE_NOTEBOOK, {})
@@ -103,6 +106,22 @@ def write_headline(
     said = [*parts, rule(table, metric=metric), _provenance(table, simulated, profile, transductive), mark]
     text = "\n\n".join(filter(None, said))
     report.write_text(target, text + "\n")
+
+
+def measured(root: Path) -> dict[str, str]:
+    """What the page on costs asks for by name: the output of a script of ``benchmarks``, without its title."""
+    page = root / "book" / "performance.md"
+    names = re.findall(r"_bench_(\w+)\.md", page.read_text(encoding="utf-8")) if page.is_file() else []
+    found = {}
+    for name in names:
+        file = root / "benchmarks" / f"{name}.md"
+        if file.is_file():
+            lines = [line for line in file.read_text(encoding="utf-8").splitlines() if not line.startswith("# ")]
+            text = "\n".join(f"#{line}" if line.startswith("#") else line for line in lines).strip() + "\n"
+            found[name] = re.sub(r"\]\((\w+\.svg)\)", r"](../benchmarks/\1)", text)
+        else:
+            found[name] = f"`benchmarks/{name}.py` has not been run for this report.\n"
+    return found
 
 
 def budget(root: Path, pages: Sequence[report.Page]) -> str:

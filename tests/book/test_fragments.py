@@ -5,7 +5,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from brainfm_lib.fragments import write_headline
+from brainfm_lib.fragments import measured, write_headline
 
 
 def row(arm: str, task: str, estimate: float, low: float, high: float, **more: object) -> dict:
@@ -78,3 +78,15 @@ def test_where_all_are_phantoms_the_title_says_so_once(tmp_path: Path) -> None:
 def test_two_rows_for_one_thing_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="two rows for random-init, ad, linear"):
         headline([*CONTROL, CONTROL[0]], tmp_path)
+
+
+def test_tables_of_costs_are_the_scripts_output_or_said_to_be_missing(tmp_path: Path) -> None:
+    (tmp_path / "book").mkdir()
+    (tmp_path / "benchmarks").mkdir()
+    asked = "".join(f"```{{include}} chapters/_bench_{name}.md\n```\n" for name in ("step", "data"))
+    (tmp_path / "book" / "performance.md").write_text(asked)
+    (tmp_path / "benchmarks" / "step.md").write_text("# Title\n\nMade.\n\n## A part\n\n![Drawn](curve.svg)\n")
+    assert measured(tmp_path) == {
+        "step": "Made.\n\n### A part\n\n![Drawn](../benchmarks/curve.svg)\n",
+        "data": "`benchmarks/data.py` has not been run for this report.\n",
+    }
