@@ -75,7 +75,8 @@ class Study(StudyStructure):
         if objective != "all" and objective not in (*ARMS, CONTROL):
             raise InputError(f"There is no arm {objective!r}: choose all, {', '.join(ARMS)} or {CONTROL}.")
         given = {FLAT_NAMES[name]: value for name, value in flat.items() if value is not None}
-        settings = load_profile(profile, {**(overrides or {}), **given})
+        self.overrides = {**(overrides or {}), **given}
+        settings = load_profile(profile, self.overrides)
         super().__init__(load_manifest(manifest), settings, progress=progress, allow_leak=allow_leak)
         self.profile_name, self.seed, self.cpu = profile, int(seed), cpu
         self.compile, self.recompute = compile, recompute

@@ -16,7 +16,8 @@ from brainfm_lib.data.geometry import Geometry
 from brainfm_lib.figures import style
 from brainfm_lib.objectives import ARMS, CONTROL
 
-DRAWN = set(figures.__all__) - {"reconstruction_panels", "cutoff_explorer", "stamp"}  # several, with a slider, none
+SEVERAL, MOVING = {"reconstruction_panels"}, {"cutoff_explorer", "slice_explorer"}
+DRAWN = set(figures.__all__) - SEVERAL - MOVING - {"stamp"}
 
 GEOMETRY = Geometry((16, 20, 18), 8.0)
 TRAINED = tuple(ARMS)
@@ -239,6 +240,13 @@ def all_figures(arms: tuple[str, ...]) -> dict[str, Figure]:
     cohorts = {"pretraining": cohort(300), "clinic": cohort(28)}
     return {
         "cohort_montage": figures.cohort_montage(np.stack([head()] * 4), ["T1w", "T2w", "FLAIR", "PDw"], GEOMETRY),
+        "masked_scan": figures.masked_scan(np.pad(head(), ((0, 0), (0, 0), (0, 2))), np.array([1, 7, 30]), 4, GEOMETRY),
+        "component_view": figures.component_view(
+            np.stack([head()[:, :, :16]] * 4), RNG.standard_normal((4, 80)), 4, list("abcd"), GEOMETRY, "MAE"
+        ),
+        "loss_view": figures.loss_view(
+            {"target": head(), "mae": head() * 0.5} if trained else {}, GEOMETRY, 0.25, "logmag, ρ = 0.30"
+        ),
         "intensity_histogram": figures.intensity_histogram(np.stack([head()] * 3), ["a", "b", "c"]),
         "cohort_summary": figures.cohort_summary(cohorts),
         "split_counts": figures.split_counts(
@@ -400,6 +408,23 @@ def test_the_slider_moves_brains_that_stand_the_right_way(plane: str, letters: s
     assert last.x[0] < last.x[-1] and last.y[0] < last.y[-1]
     assert picture[middle[0], middle[1] + 4] > picture[middle[0], middle[1] - 4]
     assert picture[middle[0] + 4, middle[1]] > picture[middle[0] - 4, middle[1]]
+
+
+def test_the_slider_through_slices_stops_at_the_brain_s_ends() -> None:
+    made = figures.slice_explorer(pictured_by_slider(), GEOMETRY, heading="scan 1").figure
+    inside = np.flatnonzero((head() > 0).any((0, 1)))
+    assert len(made.frames) == len(inside) and made.frames[0].name.endswith("mm")
+    lowest = np.asarray(made.frames[0].data[0].z)
+    np.testing.assert_array_equal(lowest > 0, head()[:, :, inside[0]].T > 0)
+    assert isinstance(figures.slice_explorer({}, GEOMETRY), Figure)
+
+
+def test_a_masked_scan_hides_what_is_not_visible(drawn: dict[str, Figure]) -> None:
+    volume = np.ones((8, 8, 8), np.float32)
+    figure = figures.masked_scan(volume, np.array([0, 7]), 4, Geometry((8, 8, 8), 4.0), "all ones")
+    below = np.ma.masked_invalid(figure.axes[3].images[0].get_array())  # axial, slice 4: tokens (d, h) with w = 1
+    assert below.mask.sum() == 64 - 16 and not below.mask[4:, 4:].any()
+    assert "2 of 8 tokens seen (25.0%)" in figure.get_suptitle()
 
 
 def test_the_slider_divides_a_slice_at_the_cut_off() -> None:

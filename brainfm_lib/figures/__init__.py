@@ -1,12 +1,25 @@
 """Figures of the report. Each function takes tables or arrays and returns a matplotlib figure; none computes a run."""
 
-from brainfm_lib.figures.brains import cohort_montage, reconstruction_panel, reconstruction_panels
+from brainfm_lib.figures.brains import (
+    cohort_montage,
+    component_view,
+    masked_scan,
+    reconstruction_panel,
+    reconstruction_panels,
+)
 from brainfm_lib.figures.cohorts import cohort_summary, discriminative_spectra, intensity_histogram, split_counts
-from brainfm_lib.figures.interactive import cutoff_explorer
+from brainfm_lib.figures.interactive import cutoff_explorer, slice_explorer
 from brainfm_lib.figures.latents import eigenspectra, explained_variance, latent_maps, rank_measures, similarity_matrix
 from brainfm_lib.figures.probes import calibration_curves, few_shot_curves, forest_plot, roc_curves
 from brainfm_lib.figures.reconstruction import error_intervals, explained_latents
-from brainfm_lib.figures.spectra import coherence_progress, errors_by_place, phase_errors, radial_spectra, slice_spectra
+from brainfm_lib.figures.spectra import (
+    coherence_progress,
+    errors_by_place,
+    loss_view,
+    phase_errors,
+    radial_spectra,
+    slice_spectra,
+)
 from brainfm_lib.figures.structure import (
     component_curves,
     cutoff_curves,
@@ -25,6 +38,7 @@ __all__ = [
     "cohort_montage",
     "cohort_summary",
     "component_curves",
+    "component_view",
     "cost_against_quality",
     "cutoff_curves",
     "cutoff_explorer",
@@ -44,7 +58,9 @@ __all__ = [
     "interactions",
     "latent_maps",
     "loss_curves",
+    "loss_view",
     "main_effects",
+    "masked_scan",
     "measured_dials",
     "phase_errors",
     "radial_spectra",
@@ -53,6 +69,7 @@ __all__ = [
     "reconstruction_panels",
     "roc_curves",
     "similarity_matrix",
+    "slice_explorer",
     "slice_spectra",
     "split_counts",
     "stamp",

@@ -5,6 +5,7 @@ subject's left is on the left of the page.
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -44,7 +45,7 @@ def cohort_montage(volumes: NDArray[np.floating], titles: Sequence[str], geometr
     )
     for column, (volume, name) in enumerate(zip(volumes, titles)):
         for row, plane in enumerate(PLANES):
-            _slice(axes[row, column], volume, plane, geometry, letters=True, scale_bar=column == 0, vmin=0, vmax=1)
+            draw_slice(axes[row, column], volume, plane, geometry, letters=True, scale_bar=column == 0, vmin=0, vmax=1)
         axes[0, column].set_title(name, loc="center")
     for row, plane in enumerate(PLANES):
         axes[row, 0].set_ylabel(f"{plane}, {place_of(plane, geometry)}")
@@ -53,7 +54,11 @@ def cohort_montage(volumes: NDArray[np.floating], titles: Sequence[str], geometr
 
 @figure_function
 def reconstruction_panel(
-    examples: Mapping[str, NDArray[np.floating]], geometry: Geometry, heading: str = "", plane: str = "axial"
+    examples: Mapping[str, NDArray[np.floating]],
+    geometry: Geometry,
+    heading: str = "",
+    plane: str = "axial",
+    index: int | None = None,
 ) -> Figure:
     """What each arm makes of one and the same scan: input, visible part, prediction, difference.
 
@@ -63,6 +68,7 @@ def reconstruction_panel(
         geometry: Of the volumes.
         heading: What scan this is.
         plane: ``axial``, ``coronal`` or ``sagittal``.
+        index: Of the slice; default the middle one.
     """
     rows = max(len(examples), 1)
     figure, axes = plt.subplots(
@@ -78,7 +84,7 @@ def reconstruction_panel(
         target, visible, filled, error = np.asarray(pictures, dtype=np.float32)
         low, high = float(target.min()), float(np.quantile(target, 0.998))
         for axis, volume in zip(axes[row], (target, visible, filled)):
-            _slice(
+            draw_slice(
                 axis,
                 volume,
                 plane,
@@ -87,10 +93,10 @@ def reconstruction_panel(
                 scale_bar=False,
                 vmin=low,
                 vmax=high,
+                index=index,
             )
-        difference = _slice(
-            axes[row, 3], error, plane, geometry, letters=False, scale_bar=row == 0, vmin=-2, vmax=2, cmap="RdBu_r"
-        )
+        last: dict[str, Any] = {"vmin": -2, "vmax": 2, "cmap": "RdBu_r", "index": index}
+        difference = draw_slice(axes[row, 3], error, plane, geometry, letters=False, scale_bar=row == 0, **last)
         axes[row, 0].set_ylabel(title(arm))
     for axis, name in zip(axes[0], ("input", "what the encoder sees", "prediction in the gaps", "prediction − input")):
         axis.set_title(name, loc="center")
@@ -99,8 +105,93 @@ def reconstruction_panel(
         bar.set_label("difference (z-score)")
         bar.ax.grid(visible=False)
     figure.suptitle(
-        f"{heading} · {plane}, {place_of(plane, geometry)}".removeprefix(" · "), fontsize=9.5, x=0.01, ha="left"
+        f"{heading} · {plane}, {place_of(plane, geometry, index)}".removeprefix(" · "), fontsize=9.5, x=0.01, ha="left"
     )
+    return figure
+
+
+@figure_function
+def masked_scan(
+    volume: NDArray[np.floating], visible: NDArray[np.integer], patch_size: int, geometry: Geometry, heading: str = ""
+) -> Figure:
+    """A scan in three planes, and below it what an encoder sees of it.
+
+    Args:
+        volume: (D, H, W) in [0, 1].
+        visible: (V,) positions of the tokens that are seen, in C order.
+        patch_size: P.
+        geometry: Of the volume.
+        heading: What scan and what mask.
+    """
+    grid = tuple(n // patch_size for n in volume.shape)
+    seen = np.zeros(grid, bool)
+    seen.ravel()[visible] = True
+    whole = seen.repeat(patch_size, 0).repeat(patch_size, 1).repeat(patch_size, 2)
+    parts = {"the scan": volume, "what is seen": np.where(whole, volume, np.nan)}
+    figure, axes = plt.subplots(2, 3, figsize=(WIDTH * 0.62, WIDTH * 0.45), layout="constrained")
+    for row, (name, part) in enumerate(parts.items()):
+        for column, plane in enumerate(PLANES):
+            first = row == 0
+            draw_slice(
+                axes[row, column], part, plane, geometry, letters=first, scale_bar=first and not column, vmin=0, vmax=1
+            )
+            if first:
+                axes[row, column].set_title(f"{plane}, {place_of(plane, geometry)}", loc="center")
+        axes[row, 0].set_ylabel(name)
+    said = f"{heading}: {len(visible):,} of {seen.size:,} tokens seen ({len(visible) / seen.size:.1%})"
+    figure.suptitle(said.removeprefix(": "), fontsize=9.5, x=0.01, ha="left")
+    return figure
+
+
+@figure_function
+def component_view(
+    volumes: NDArray[np.floating],
+    given: NDArray[np.floating],
+    patch_size: int,
+    titles: Sequence[str],
+    geometry: Geometry,
+    heading: str = "",
+) -> Figure:
+    """Scans, and over them what each patch gives to a scan's place on one direction of feature space.
+
+    Args:
+        volumes: (n, D, H, W) in [0, 1].
+        given: (n, N) by token; the mean over tokens is a scan's score.
+        patch_size: P.
+        titles: n names.
+        geometry: Of the volumes.
+        heading: What encoder and direction.
+    """
+    count = len(volumes)
+    figure, axes = plt.subplots(2, count, figsize=(WIDTH * 0.8, 4.6), squeeze=False, layout="constrained")
+    grid = tuple(n // patch_size for n in volumes.shape[1:])
+    reach = float(np.quantile(np.abs(given), 0.99)) or 1.0
+    drawn: AxesImage | None = None
+    for column, (volume, name) in enumerate(zip(volumes, titles)):
+        for row, plane in enumerate(("axial", "coronal")):
+            axis = axes[row, column]
+            one: dict[str, Any] = {"letters": column == 0, "scale_bar": column == 0 and row == 0}
+            draw_slice(axis, volume, plane, geometry, **one, vmin=0, vmax=1)
+            patches = given[column].reshape(grid)
+            for number in range(3):
+                patches = patches.repeat(patch_size, number)
+            over: dict[str, Any] = {
+                "letters": False,
+                "scale_bar": False,
+                "vmin": -reach,
+                "vmax": reach,
+                "cmap": "RdBu_r",
+            }
+            drawn = draw_slice(axis, patches, plane, geometry, **over)
+            drawn.set_alpha(0.45)
+        axes[0, column].set_title(name, loc="center", fontsize=8.5)
+    for row, plane in enumerate(("axial", "coronal")):
+        axes[row, 0].set_ylabel(f"{plane}, {place_of(plane, geometry)}")
+    if drawn is not None:
+        bar = figure.colorbar(drawn, ax=axes, shrink=0.7)
+        bar.set_label("what a patch gives to the score")
+        bar.ax.grid(visible=False)
+    figure.suptitle(heading, fontsize=9.5, x=0.01, ha="left")
     return figure
 
 
@@ -122,7 +213,7 @@ def reconstruction_panels(
     ]
 
 
-def _slice(
+def draw_slice(
     axis: Axes,
     volume: NDArray[np.floating],
     plane: str,
@@ -133,10 +224,12 @@ def _slice(
     vmin: float,
     vmax: float,
     cmap: str = "gray",
+    index: int | None = None,
 ) -> AxesImage:
-    """Draw the middle slice of `plane` in mm, right or anterior to the right and superior or anterior up."""
+    """Draw a slice (default: the middle one) in mm; right or anterior is to the right, superior or anterior up."""
     number = PLANES[plane]
-    picture = np.take(volume, volume.shape[number] // 2, axis=number).T
+    last = volume.shape[number] - 1
+    picture = np.take(volume, volume.shape[number] // 2 if index is None else min(index, last), axis=number).T
     colours = plt.get_cmap(cmap).with_extremes(bad=HIDDEN)
     half = [n / 2 * geometry.spacing for n in np.delete(volume.shape, number)]
     box = (-half[0], half[0], -half[1], half[1])
@@ -161,8 +254,8 @@ def _slice(
     return image
 
 
-def place_of(plane: str, geometry: Geometry) -> str:
-    """Where the middle slice of a plane lies, in mm."""
+def place_of(plane: str, geometry: Geometry, index: int | None = None) -> str:
+    """Where a slice (default: the middle one) of a plane lies, in mm."""
     number = PLANES[plane]
-    index = geometry.grid[number] // 2
+    index = geometry.grid[number] // 2 if index is None else min(index, geometry.grid[number] - 1)
     return f"{AXES[number]} = {geometry.affine[number, number] * index + geometry.affine[number, 3]:+.0f} mm"

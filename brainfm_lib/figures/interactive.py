@@ -89,15 +89,60 @@ def cutoff_explorer(
         )
         for cutoff, part in zip(cutoffs, parts, strict=True)
     ]
-    _dress(figure, len(names), extent, plane, start)
-    if style.stamped():
-        heading = f"<span style='color:#B00000'><b>{escape(style.stamped())}</b></span><br>{heading}"
-    figure.update_layout(title={"text": f"{heading} · {plane}, {place_of(plane, geometry)}", "font": {"size": 12}})
+    _brains(figure, range(1, 3), len(names), extent, plane)
+    for text, y in (("below", 0.86), ("above", 0.51)):
+        turned = {"textangle": -90, "showarrow": False, "font": {"size": 11}}
+        figure.add_annotation(text=text, x=0, y=y, xref="paper", yref="paper", xanchor="right", xshift=-8, **turned)
+    last = {"fixedrange": True, "row": 3, "col": 1}
+    figure.update_xaxes(title_text="frequency (cycles/mm)", **last)
+    figure.update_yaxes(title_text="power (z-score² mm³)", type="log", exponentformat="power", **last)
+    _slider(figure, start, "cut-off (cycles/mm): ", f"{heading} · {plane}, {place_of(plane, geometry)}", height=640)
+    figure.update_layout(legend={"orientation": "h", "x": 1, "y": 0.32, "xanchor": "right", "yanchor": "top"})
     words = (
         f"Slider over {steps} cut-off frequencies up to {cutoffs[-1]:.3f} cycles/mm. Above: the {plane} slice of "
         f"{', '.join(map(style.title, names))}, below the cut-off and above it. Under them: their radial power spectra."
     )
     return Interactive(figure, words)
+
+
+def slice_explorer(
+    volumes: Mapping[str, NDArray[np.floating]], geometry: Geometry, *, heading: str = "", plane: str = "axial"
+) -> Interactive | Figure:
+    """A scan and what each arm makes of it, side by side; a slider moves through the slices of a plane.
+
+    Args:
+        volumes: "target" or arm -> (D, H, W), one and the same scan, z-scored.
+        geometry: Of the volumes.
+        heading: What scan this is.
+        plane: ``axial``, ``coronal`` or ``sagittal``.
+    """
+    if not volumes:
+        return style.figure_function(style.nothing)("No arm that is shown here predicts voxels.")
+    names, number = list(volumes), PLANES[plane]
+    stack = np.stack([np.asarray(volumes[name], dtype=np.float32) for name in names])
+    low, high = float(stack[0].min()), float(np.quantile(stack[0], 0.998))
+    grey = (255 * np.clip((stack - low) / (high - low), 0, 1)).astype(np.uint8)
+    slices = np.moveaxis(grey, 1 + number, 0)
+    inside = np.flatnonzero((slices[:, 0] > 0).any((1, 2)))
+    shown = range(inside[0], inside[-1] + 1) if len(inside) else range(len(slices))
+    extent = [n / 2 * geometry.spacing for n in np.delete(stack.shape[1:], number)]
+    figure = make_subplots(
+        rows=1, cols=len(names), subplot_titles=[style.title(name) for name in names], horizontal_spacing=0.01
+    )
+    start = len(shown) // 2
+    for column in range(len(names)):
+        figure.add_trace(_picture(slices[shown[start], column].T, extent), row=1, col=column + 1)
+    figure.frames = [
+        go.Frame(
+            name=place_of(plane, geometry, index).split("= ")[1],
+            traces=list(range(len(names))),
+            data=[_picture(image.T, extent) for image in slices[index]],
+        )
+        for index in shown
+    ]
+    _brains(figure, range(1, 2), len(names), extent, plane)
+    _slider(figure, start, f"{plane} slice: {place_of(plane, geometry)[0]} = ", heading, height=300)
+    return Interactive(figure, f"Slider through the {plane} slices of {', '.join(map(style.title, names))}: {heading}")
 
 
 def _halves(stack: NDArray[np.float32], spacing: float, cutoff: float, plane: str) -> list[list[NDArray[np.uint8]]]:
@@ -126,9 +171,9 @@ def _line(cutoff: float, power: NDArray[np.floating]) -> go.Scatter:
     return go.Scatter(x=[cutoff, cutoff], y=ends, mode="lines", line=dashed, name="cut-off", showlegend=False)
 
 
-def _dress(figure: go.Figure, columns: int, extent: Sequence[float], plane: str, start: int) -> None:
-    """Axes, letters, scale bar and slider."""
-    for row in (1, 2):
+def _brains(figure: go.Figure, rows: Sequence[int], columns: int, extent: Sequence[float], plane: str) -> None:
+    """Square voxels without axes; letters in the first picture and a scale bar in the last row's first."""
+    for row in rows:
         for column in range(1, columns + 1):
             hidden = {"row": row, "col": column, "visible": False, "fixedrange": True}
             figure.update_xaxes(**hidden, constrain="domain", range=[-extent[0], extent[0]])
@@ -136,34 +181,28 @@ def _dress(figure: go.Figure, columns: int, extent: Sequence[float], plane: str,
             anchor = f"x{number if number > 1 else ''}"
             figure.update_yaxes(**hidden, constrain="domain", range=[-extent[1], extent[1]], scaleanchor=anchor)
     figure.update_annotations(font_size=12)  # so far these are the titles
-    for text, y in (("below", 0.86), ("above", 0.51)):
-        turned = {"textangle": -90, "showarrow": False, "font": {"size": 11}}
-        figure.add_annotation(text=text, x=0, y=y, xref="paper", yref="paper", xanchor="right", xshift=-8, **turned)
     white = {"showarrow": False, "font": {"color": "white", "size": 11}, "row": 1, "col": 1}
     spots = ((-0.92, 0), (0.92, 0), (0, -0.92), (0, 0.92))
     for letter, (x, y) in zip(LETTERS[plane], spots, strict=True):
         figure.add_annotation(text=letter, x=x * extent[0], y=y * extent[1], **white)
     left, bottom = -0.93 * extent[0], -0.93 * extent[1]
     bar = {"x0": left, "x1": left + SCALE_BAR, "y0": bottom, "y1": bottom, "line": {"color": "white", "width": 3}}
-    figure.add_shape(type="line", **bar, row=2, col=1)
-    figure.add_annotation(text=f"{SCALE_BAR:.0f} mm", x=left + SCALE_BAR / 2, y=bottom * 0.85, **{**white, "row": 2})
-    last = {"fixedrange": True, "row": 3, "col": 1}
-    figure.update_xaxes(title_text="frequency (cycles/mm)", **last)
-    figure.update_yaxes(title_text="power (z-score² mm³)", type="log", exponentformat="power", **last)
-    steps = [
-        {
-            "label": frame.name,
-            "method": "animate",
-            "args": [[frame.name], {"mode": "immediate", "frame": {"duration": 0, "redraw": True}}],
-        }
-        for frame in figure.frames
-    ]
-    slider = {"active": start, "steps": steps, "pad": {"t": 40}, "currentvalue": {"prefix": "cut-off (cycles/mm): "}}
+    figure.add_shape(type="line", **bar, row=rows[-1], col=1)
+    middle = {"x": left + SCALE_BAR / 2, "y": bottom * 0.85}
+    figure.add_annotation(text=f"{SCALE_BAR:.0f} mm", **middle, **{**white, "row": rows[-1]})
+
+
+def _slider(figure: go.Figure, start: int, prefix: str, heading: str, *, height: int) -> None:
+    """A slider over the figure's frames, its title, and the stamp of all figures."""
+    now = {"mode": "immediate", "frame": {"duration": 0, "redraw": True}}
+    steps = [{"label": f.name, "method": "animate", "args": [[f.name], now]} for f in figure.frames]
+    if style.stamped():
+        heading = f"<span style='color:#B00000'><b>{escape(style.stamped())}</b></span><br>{heading}"
     figure.update_layout(
-        sliders=[slider],
-        height=640,
+        sliders=[{"active": start, "steps": steps, "pad": {"t": 40}, "currentvalue": {"prefix": prefix}}],
+        title={"text": heading, "font": {"size": 12}},
+        height=height,
         margin={"l": 60, "r": 10, "t": 70, "b": 10},
         template="plotly_white",
-        legend={"orientation": "h", "x": 1, "y": 0.32, "xanchor": "right", "yanchor": "top"},
         font={"size": 11},
     )

@@ -143,7 +143,7 @@ def few_shot_curves(draws: Mapping[str, Mapping[str, pd.DataFrame]], titles: Map
     """
     if not draws:
         return nothing("No few-shot run is there; `brainfm probe --protocol fewshot` makes them.")
-    figure, axes = panels(len(draws), columns=3)
+    figure, axes = panels(len(draws), columns=3, sharey=True)
     for axis, (task, arms) in zip(axes, draws.items()):
         axis.axhline(0.5, color="black", linewidth=1)
         for arm, table in arms.items():
@@ -160,7 +160,7 @@ def few_shot_curves(draws: Mapping[str, Mapping[str, pd.DataFrame]], titles: Map
         axis.set(
             xlabel="labelled subjects a class", ylabel="AUROC", title=wrapped((titles or {}).get(task) or task, 34)
         )
-    axes[0].legend()
+    legend_below(figure, axes)
     return figure
 
 

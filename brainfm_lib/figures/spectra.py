@@ -8,6 +8,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from brainfm_lib.data.geometry import Geometry
+from brainfm_lib.figures.brains import draw_slice, place_of
 from brainfm_lib.figures.style import TARGET, colour, figure_function, legend_below, marker, nothing, panels, title
 
 PLAIN = {"facecolor": "white", "edgecolor": "none", "alpha": 0.75, "pad": 0.5}  # keeps text readable over curves
@@ -169,4 +171,37 @@ def coherence_progress(progress: Mapping[str, pd.DataFrame]) -> Figure:
         axis.set_xlabel("frequency (cycles/mm)")
     axes[0].set_ylabel("signed coherence (−1 to 1)")
     legend_below(figure, axes)
+    return figure
+
+
+@figure_function
+def loss_view(above: Mapping[str, np.ndarray], geometry: Geometry, value: float, heading: str) -> Figure:
+    """What the spectral loss compares: the detail of a scan and of its filled-in form, and how their magnitudes differ.
+
+    Args:
+        above: "target" and an arm -> (D, H, W), z-scored, what lies above the loss's cut-off.
+        geometry: Of the volumes.
+        value: The loss.
+        heading: Mode and cut-off of the loss.
+    """
+    if not above:
+        return nothing("No arm that is shown here predicts voxels.")
+    figure, axes = panels(3, height=2.9)
+    (name, target), (arm, filled) = above.items()
+    reach = max(float(np.quantile(np.abs(target), 0.995)), 1e-6)
+    for axis, part, words in ((axes[0], target, title(name)), (axes[1], filled, f"{title(arm)}, gaps filled in")):
+        first = axis is axes[0]
+        draw_slice(axis, part, "axial", geometry, letters=first, scale_bar=first, vmin=-reach, vmax=reach)
+        axis.set_title(f"{words}\naxial, {place_of('axial', geometry)}", fontsize=9)
+    one, other = (np.log1p(np.abs(np.fft.fftn(part))) for part in (filled, target))
+    difference = np.fft.fftshift(one - other)[:, :, target.shape[2] // 2]
+    nyquist = 1 / (2 * geometry.spacing)
+    scale = max(float(np.quantile(np.abs(difference), 0.99)), 1e-6)
+    drawn = axes[2].imshow(
+        difference.T, origin="lower", cmap="RdBu_r", vmin=-scale, vmax=scale, extent=(-nyquist, nyquist) * 2
+    )
+    axes[2].set(xlabel="right–left (cycles/mm)", ylabel="front–back (cycles/mm)")
+    axes[2].set_title(f"log-magnitude, filled in − target\nloss {value:.3g} ({heading})", fontsize=9)
+    axes[2].grid(visible=False)
+    figure.colorbar(drawn, ax=axes[2], shrink=0.8, label="difference")
     return figure

@@ -26,9 +26,13 @@ needs_chromium = pytest.mark.skipif(
 
 
 class Browser:
-    """One tab. `errors` and `requests` gather what the page said and what it fetched since `open`."""
+    """One tab. `errors` and `requests` gather what the page said and what it fetched since `open`.
 
-    def __init__(self) -> None:
+    Args:
+        local: Let it reach this machine's own servers, and nothing else.
+    """
+
+    def __init__(self, *, local: bool = False) -> None:
         self.errors: list[str] = []
         self.requests: list[str] = []
         self._folder = tempfile.TemporaryDirectory(prefix="brainfm-chromium-", ignore_cleanup_errors=True)
@@ -38,7 +42,7 @@ class Browser:
             "--no-sandbox",
             "--disable-gpu",
             "--disable-dev-shm-usage",
-            "--host-resolver-rules=MAP * ~NOTFOUND",
+            "--host-resolver-rules=MAP * ~NOTFOUND" + (", EXCLUDE 127.0.0.1" if local else ""),
             "--remote-debugging-port=0",
             "--remote-allow-origins=*",
             f"--user-data-dir={self._folder.name}",
@@ -80,13 +84,17 @@ class Browser:
 
     def open(self, page: Path, *, width: int = 1440, height: int = 900, dark: bool = False) -> None:
         """Load a page and wait until it is at rest: loaded, maths typeset."""
-        self.errors, self.requests = [], []
         scheme = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
         self.send("Emulation.setEmulatedMedia", features=scheme)
         self.send("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
-        self.send("Page.navigate", url=page.resolve().as_uri())
-        self.wait_for("document.readyState === 'complete'")
+        self.visit(page.resolve().as_uri())
         self.evaluate("window.MathJax && MathJax.startup ? MathJax.startup.promise.then(() => true) : true")
+
+    def visit(self, address: str) -> None:
+        """Load an address and wait until its document is complete."""
+        self.errors, self.requests = [], []
+        self.send("Page.navigate", url=address)
+        self.wait_for("document.readyState === 'complete'")
 
     def wait_for(self, condition: str, seconds: float = 20) -> None:
         end = time.monotonic() + seconds
@@ -103,6 +111,13 @@ class Browser:
         """Press and release the left button at a place of the window."""
         for kind in ("mousePressed", "mouseReleased"):
             self.send("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
+
+    def press(self, key: str) -> None:
+        """Press and release a key that has no character."""
+        codes = {"ArrowLeft": 37, "ArrowUp": 38, "ArrowRight": 39, "ArrowDown": 40}
+        for kind in ("keyDown", "keyUp"):
+            code = codes[key]
+            self.send("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=code)
 
     def screenshot(self, target: Path, *, whole: bool = False) -> None:
         data = self.send("Page.captureScreenshot", format="png", captureBeyondViewport=whole)["data"]
