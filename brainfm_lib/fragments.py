@@ -15,7 +15,7 @@ from brainfm_lib import report
 from brainfm_lib.identity import code_digest, stable_hash
 from brainfm_lib.verdict import KINDS, PROTOCOLS, TRANSDUCTIVE, in_order, rule, verdicts
 
-HEADLINE_NOTEBOOK = "50_probes"
+HEADLINE_NOTEBOOK, CAUSAL_NOTEBOOK = "50_probes", "70_causal"
 COLUMNS = ("arm", "task", "metric", "protocol", "estimate", "low", "high", "run")
 Tables = Callable[[Path, str, Mapping[str, str]], tuple[pd.DataFrame, Collection[str], bool]]
 
@@ -33,17 +33,46 @@ def write_all(root: Path, *, profile: str | None = None, tables: Tables | None =
     report.write_text(root / "book" / "chapters" / "_budget.md", budget(root, pages))
     for name, text in measured(root).items():
         report.write_text(root / "book" / "chapters" / f"_bench_{name}.md", text)
-    target = root / "book" / "chapters" / "_headline.md"
     recorded = {page.name: json.loads(page.beside(".result.json").read_text())["runs"] for page in pages}
+    write_causal(root, recorded.get(CAUSAL_NOTEBOOK, {}))
+    target = root / "book" / "chapters" / "_headline.md"
     runs = recorded.get(HEADLINE_NOTEBOOK, {})
     mark = f"% made from {stable_hash([runs, profile, code_digest(['brainfm_lib.fragments'])])}"
-    if target.is_file() and target.read_text(encoding="utf-8").splitlines()[-1] == mark:
+    if _stands(target, mark):
         return
     if runs:
         results, phantoms, transductive = (tables or study_tables)(root, profile, runs)
         write_headline(results, target, phantom_tasks=phantoms, profile=profile, transductive=transductive, mark=mark)
     else:
         report.write_text(target, f"Nothing has been compared yet.\n\n{mark}\n")
+
+
+def write_causal(root: Path, runs: Mapping[str, str]) -> None:
+    """Write the verdicts of the causal test that its page read, or that there is none, where that has changed.
+
+    Args:
+        root: The project's folder.
+        runs: Of the page, by request.
+    """
+    target = root / "book" / "chapters" / "_causal.md"
+    name = next((run for request, run in runs.items() if request.startswith("causal:")), "")
+    mark = f"% made from {stable_hash([name, code_digest(['brainfm_lib.fragments', 'brainfm_lib.notes'])])}"
+    if _stands(target, mark):
+        return
+    said = "The claim has not been tested: `brainfm causal` does it."
+    if name:
+        from brainfm_lib.notes import causal_units, primary_verdicts
+        from brainfm_lib.runs import get_run
+
+        with report.rooted(root):
+            test = get_run(name)
+            said = "\n".join([*primary_verdicts(test), "", causal_units(test)])
+    report.write_text(target, f"{said}\n\n{mark}\n")
+
+
+def _stands(target: Path, mark: str) -> bool:
+    """Whether a fragment was made from the same."""
+    return target.is_file() and target.read_text(encoding="utf-8").splitlines()[-1] == mark
 
 
 def study_tables(root: Path, profile: str, runs: Mapping[str, str]) -> tuple[pd.DataFrame, Collection[str], bool]:

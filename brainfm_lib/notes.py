@@ -255,8 +255,21 @@ def causal_note(study: Study, test: Run | None) -> Markdown:
     if test is None:
         command = f"`brainfm causal --profile {study.profile_name} --seeds {causal.FEWEST}`"
         return Markdown(f"**Not run yet**: {command} makes what is missing, and this page reads it.")
-    slopes = test.table("slopes")
-    parts = []
+    slopes, parts = test.table("slopes"), primary_verdicts(test)
+    for _, r in slopes[~slopes["primary"]].iterrows():
+        ends = f"{r['estimate']:+.2f} [{r['low']:+.2f}, {r['high']:+.2f}]"
+        within = r["low"] <= 0 <= r["high"]
+        flat = "which cannot be told from 0" if within else "which is not 0: something else is at work"
+        parts.append(f"- Crossed control, {title(r['arm'])} along `{r['dial']}`: {ends}, {flat}.")
+    for _, r in test.table("twins").iterrows():
+        said = "equals it to the last bit" if r["equal"] else "**differs from it: this comparison is not clean**"
+        parts.append(f"- {title(r['arm'])} with the weight 0 and its plain arm: the encoder {said}.")
+    return Markdown("\n".join(parts) + f"\n\n{causal_units(test)}")
+
+
+def primary_verdicts(test: Run) -> list[str]:
+    """A line for each primary hypothesis of a causal test: its verdict, with the slope and its interval."""
+    slopes, parts = test.table("slopes"), []
     for _, r in slopes[slopes["primary"]].iterrows():
         gain = f"the gain of {title(r['arm'])} over {title(r['baseline'])} along `{r['dial']}`"
         ends = f"{r['estimate']:+.2f} [{r['low']:+.2f}, {r['high']:+.2f}]"
@@ -268,21 +281,17 @@ def causal_note(study: Study, test: Run | None) -> Markdown:
         else:
             said = f"**{r['verdict']}**: {gain} changes by {ends} over the dial (adjusted p {r['p_holm']:.3f})"
         parts.append(f"- {said}.")
-    for _, r in slopes[~slopes["primary"]].iterrows():
-        ends = f"{r['estimate']:+.2f} [{r['low']:+.2f}, {r['high']:+.2f}]"
-        within = r["low"] <= 0 <= r["high"]
-        flat = "which cannot be told from 0" if within else "which is not 0: something else is at work"
-        parts.append(f"- Crossed control, {title(r['arm'])} along `{r['dial']}`: {ends}, {flat}.")
-    for _, r in test.table("twins").iterrows():
-        said = "equals it to the last bit" if r["equal"] else "**differs from it: this comparison is not clean**"
-        parts.append(f"- {title(r['arm'])} with the weight 0 and its plain arm: the encoder {said}.")
+    return parts
+
+
+def causal_units(test: Run) -> str:
+    """What the numbers of a causal test are in, and where it was made."""
     units = "Slopes are in the oracle's d′ over the whole dial; phantom results."
-    if test.shipped:
-        made = test.provenance
-        units += (
-            f" Shipped with the report: made on {made['finished'][:10]} by version {made['versions']['brainfm_lib']}."
-        )
-    return Markdown("\n".join(parts) + f"\n\n{units}")
+    if not test.shipped:
+        return units
+    made = test.provenance
+    shipped = f"made on {made['finished'][:10]} by version {made['versions']['brainfm_lib']}"
+    return f"{units} Shipped with the report: {shipped}."
 
 
 def ordering_note(measured: pd.DataFrame) -> Markdown:

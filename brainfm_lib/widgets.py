@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from IPython.core.getipython import get_ipython
-from IPython.display import Code
+from IPython.display import Markdown
 
 from brainfm_lib import figures
 from brainfm_lib.analysis.spectrum import low_pass
@@ -189,7 +189,7 @@ def run_launcher(study: Study) -> Any:
     """
     if not live():
         words = f"brainfm pretrain --profile {study.profile_name} --seed {study.seed} --objective"
-        return Code("\n".join(f"{words} {arm}" for arm in study.arms), language="shell")
+        return Markdown("\n".join(["```shell", *(f"{words} {arm}" for arm in study.arms), "```"]))
     asked = {"profile": study.profile_name, "manifest": str(study.manifest.path), "seed": study.seed}
     return Launcher([sys.executable, "-c", WORK, json.dumps({**asked, "overrides": study.overrides})], study.arms).box
 

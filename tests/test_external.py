@@ -7,6 +7,7 @@ import yaml
 
 from brainfm_lib import comparison
 from brainfm_lib.data.augment import zscore
+from brainfm_lib.device import faster_precision
 from brainfm_lib.errors import InputError
 from brainfm_lib.models import VisionTransformer3d, VisionTransformerConfig
 from brainfm_lib.study import Study
@@ -59,8 +60,9 @@ def test_weights_of_monai_are_a_row_and_can_be_trained_further(make_study, tmp_p
     volumes = zscore(torch.from_numpy(study.volumes("test").read(range(8))).unsqueeze(1))
     with torch.no_grad():
         expected = theirs.eval()(volumes)[0].mean(1).numpy()
+    exact = faster_precision(torch.device("cpu")) == "fp32"
     for features in found.values():
-        np.testing.assert_allclose(features[:8], expected, atol=2e-5)
+        np.testing.assert_allclose(features[:8], expected, atol=2e-5 if exact else 2e-2)
     for kind in ("probe", "knn", "finetune"):
         study.run(f"{kind}:safe:ad")
     assert set(study.results()["arm"]) == {"safe"}

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from IPython.display import Code
+from IPython.display import Markdown
 from jupyter_client.manager import KernelManager
 from matplotlib.figure import Figure
 
@@ -89,7 +89,7 @@ def test_each_thing_stands_still_where_nobody_is_there(study: Study) -> None:
     assert isinstance(widgets.latent_explorer(study, ["mae", "vcr-jepa"]), Figure)
     assert isinstance(widgets.cohort_browser(study), Figure)
     command = widgets.run_launcher(study)
-    assert isinstance(command, Code) and "brainfm pretrain --profile tiny --seed 0 --objective mae" in command.data
+    assert isinstance(command, Markdown) and "brainfm pretrain --profile tiny --seed 0 --objective mae" in command.data
     assert isinstance(widgets.scan_explorer({}, [], geometry), Figure)
     assert isinstance(widgets.loss_explorer({}, geometry, high_pass=0.3), Figure)
 

@@ -1,11 +1,13 @@
 """The headline says what the table says."""
 
+import shutil
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
-from brainfm_lib.fragments import measured, write_headline
+from brainfm_lib.fragments import measured, write_causal, write_headline
+from brainfm_lib.runs import Run
 
 
 def row(arm: str, task: str, estimate: float, low: float, high: float, **more: object) -> dict:
@@ -90,3 +92,19 @@ def test_tables_of_costs_are_the_scripts_output_or_said_to_be_missing(tmp_path: 
         "step": "Made.\n\n### A part\n\n![Drawn](../benchmarks/curve.svg)\n",
         "data": "`benchmarks/data.py` has not been run for this report.\n",
     }
+
+
+def test_the_start_page_says_what_the_causal_test_said(tmp_path: Path) -> None:
+    shipped = Path(__file__).parents[2] / "book" / "reference" / "runs"
+    test = Run(next(shipped.glob("causal-*")))
+    (tmp_path / "book").mkdir()
+    shutil.copytree(shipped, tmp_path / "book" / "reference" / "runs")
+    (tmp_path / "data_manifest.yaml").write_text("version: 1\n")
+    write_causal(tmp_path, {"causal:3": test.id})
+    said = (tmp_path / "book" / "chapters" / "_causal.md").read_text()
+    slopes = test.table("slopes")
+    for _, row in slopes[slopes["primary"]].iterrows():
+        assert f"{row['estimate']:+.2f} [{row['low']:+.2f}, {row['high']:+.2f}]" in said
+    assert said.count("**open**") == 2 and "phantom results" in said
+    write_causal(tmp_path, {})
+    assert "has not been tested" in (tmp_path / "book" / "chapters" / "_causal.md").read_text()

@@ -2,9 +2,11 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
+from html import unescape
 from pathlib import Path
 
 import pytest
@@ -99,6 +101,18 @@ def test_a_raising_cell_ends_the_build_and_is_named(toy_book: Path, tmp_path: Pa
     assert (
         "notebooks/10_data.ipynb, cell 3: ZeroDivisionError: division by zero" in done.stderr.strip().splitlines()[-1]
     )
+
+
+def test_a_new_reader_s_questions_lead_to_sections_that_are_there(real_book: Path) -> None:
+    listed = (Path(__file__).parents[1] / "reader_questions.md").read_text()
+    asked = re.findall(r"^\d+\. .+\? → `([\w/]+)` § (.+)$", listed, re.MULTILINE)
+    assert len(asked) == 10
+    for page, section in asked:
+        text = (real_book / "book" / "_build" / "html" / f"{page}.html").read_text()
+        found = [
+            unescape(re.sub("<[^>]+>", "", title)) for title in re.findall(r"<h[1-4]>(.*?)</h[1-4]>", text, re.DOTALL)
+        ]
+        assert section in [title.rstrip("#").strip() for title in found], (page, section)
 
 
 @pytest.mark.browser
