@@ -252,7 +252,7 @@ class StudyEvaluation(StudyData, ABC):
         return make_resplit(*self._read_features(arm, task))
 
     def _attentive_config(self, arm: str, task: str) -> RunConfig:
-        cohort = self.cohort(self.manifest.tasks[task].cohort)
+        cohort = self.cohort(self.manifest.tasks[task].cohort if task in self.tasks else task)
         settings = self._task_settings(task) | {
             "attentive": dataclasses.asdict(self.profile.attentive),
             "geometry": dataclasses.asdict(self.profile.geometry),

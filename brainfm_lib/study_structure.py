@@ -17,6 +17,8 @@ class StudyStructure(StudyEvaluation):
     """Requests that look into tasks: `truth:task`, `bands:arm:task` and `components:arm:task`."""
 
     def _truth_parts(self, task: str) -> tuple[PhantomSpec, list[list[str]]]:
+        if task not in self.manifest.tasks:
+            raise InputError(f"There is no task {task!r}: the manifest has {', '.join(self.manifest.tasks)}.")
         entry = self.manifest.tasks[task]
         spec = self.cohort(entry.cohort).source
         if not isinstance(spec, PhantomSpec):

@@ -6,6 +6,7 @@ import yaml
 from scipy.ndimage import gaussian_filter
 
 from brainfm_lib import data_audit
+from brainfm_lib.errors import InputError
 from brainfm_lib.study import Study
 from tests.data.scans import head, save_scan
 
@@ -116,3 +117,13 @@ def test_a_run_does_not_depend_on_how_its_batches_are_split_unless_its_loss_does
         assert identity(arm) == identity(arm, **split)
     alone = {"vcr.gathered": False}
     assert identity("vcr-jepa") != identity("vcr-jepa", **alone) != identity("vcr-jepa", **alone, **split)
+
+
+@pytest.mark.parametrize(
+    "kind", ["probe", "knn", "fewshot", "resplit", "attentive", "finetune", "bands", "components", "truth"]
+)
+def test_another_manifest_s_task_is_no_task_of_this_one(open_study, kind):
+    """A page that was made from one manifest asks this of the next one, to see that it is out of date."""
+    request = f"{kind}:unknown" if kind == "truth" else f"{kind}:mae:unknown"
+    with pytest.raises(InputError):
+        open_study().identify(request)
