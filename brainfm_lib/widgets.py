@@ -24,6 +24,7 @@ from IPython.display import Markdown
 from brainfm_lib import figures
 from brainfm_lib.analysis.spectrum import low_pass
 from brainfm_lib.data.augment import zscore
+from brainfm_lib.figures.style import title
 from brainfm_lib.losses.spectral import MODES, spectral_loss
 from brainfm_lib.masking import MaskConfig
 from brainfm_lib.models import VisionTransformer3d
@@ -86,16 +87,21 @@ def mask_explorer(study: Study) -> Any:
     return explore(draw, kind=list(MASKS), ratio=(0.05, 0.95, 0.05), seed=(0, 20, 1))
 
 
-def scan_explorer(reconstructions: Mapping[str, Run], names: Sequence[str], geometry: Geometry) -> Any:
+def scan_explorer(study: Study, reconstructions: Mapping[str, Run], names: Sequence[str]) -> Any:
     """A held-out scan and what each arm makes of it, slice by slice; live also in other planes, and other scans.
 
+    A page never holds a whole scan of a person, from which a face might be made: there a sentence stands instead.
+
     Args:
+        study: Whose scans.
         reconstructions: Arm -> run of `reconstruction`.
         names: What the pictured scans are.
-        geometry: Of the volumes.
     """
+    geometry = study.profile.geometry
     if not reconstructions:
         return figures.slice_explorer({}, geometry)
+    if not live() and any(study.manifest.cohorts[name].kind != "phantom" for name in study.pretraining_cohorts):
+        return Markdown("Scans of people are not put into a page whole: open the notebook to see them slice by slice.")
     examples = {arm: run.array("examples") for arm, run in reconstructions.items()}
     count = min(len(array) for array in examples.values())
     if not live():
@@ -159,23 +165,24 @@ def latent_explorer(study: Study, arms: Sequence[str]) -> Any:
         with torch.inference_mode():
             tokens = encoder(zscore(torch.from_numpy(read).float().unsqueeze(1))).double().numpy()
         names = [f"{scans['contrast'].iloc[row]}, {scores[row]:+.2f}" for row in chosen]
-        given, heading = (tokens - mean) @ direction, f"{arm}, component {component}"
+        given, heading = (tokens - mean) @ direction, f"{title(arm)}, component {component}"
         return figures.component_view(read, given, encoder.config.patch_size, names, geometry, heading)
 
-    return explore(draw, arm=list(arms), component=(1, COMPONENTS, 1))
+    return explore(draw, arm=list(arms), component=(1, min(COMPONENTS, len(scans)), 1))
 
 
 def cohort_browser(study: Study) -> Any:
-    """Scans of a cohort one by one in three planes, with what the manifest knows of them (no identifiers)."""
+    """Scans of a cohort one by one in three planes; live with what is known of each (never an identifier)."""
     names = list(study.cohorts_in_use)
     counts = {name: len(study.cohort(name).scans) for name in names}
 
     def draw(cohort: str = names[0], scan: int = 0) -> Any:
         row = min(scan, counts[cohort] - 1)
         known = study.cohort(cohort).scans.iloc[row]
-        words = [str(known[c]) for c in ("contrast", "site", "sex") if c in known and str(known[c])]
-        age = known.get("age", np.nan)
-        words += [] if np.isnan(age) else [f"{age:.0f} years"]
+        words = [str(known["contrast"])]
+        if live():  # on a page that others read, what is known of one person stays out
+            words += [str(known[name]) for name in ("site", "sex") if str(known.get(name, ""))]
+            words += [] if np.isnan(known.get("age", np.nan)) else [f"{known['age']:.0f} years"]
         return figures.cohort_montage(study.volumes(cohort).read([row]), [", ".join(words)], study.profile.geometry)
 
     return explore(draw, cohort=names, scan=(0, max(counts.values()) - 1, 1))

@@ -417,6 +417,8 @@ def test_the_slider_through_slices_stops_at_the_brain_s_ends() -> None:
     lowest = np.asarray(made.frames[0].data[0].z)
     np.testing.assert_array_equal(lowest > 0, head()[:, :, inside[0]].T > 0)
     assert isinstance(figures.slice_explorer({}, GEOMETRY), Figure)
+    fine = figures.slice_explorer({"target": np.ones((4, 4, 90))}, Geometry((4, 4, 90), 2.0)).figure
+    assert len(fine.frames) == 32 and (fine.frames[0].name, fine.frames[-1].name) == ("-89 mm", "+89 mm")
 
 
 def test_a_masked_scan_hides_what_is_not_visible(drawn: dict[str, Figure]) -> None:

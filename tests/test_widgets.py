@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 from IPython.display import Markdown
 from jupyter_client.manager import KernelManager
 from matplotlib.figure import Figure
@@ -14,6 +15,7 @@ from matplotlib.figure import Figure
 from brainfm_lib import widgets
 from brainfm_lib.figures.interactive import Interactive
 from brainfm_lib.study import Study
+from tests.data.scans import save_scan
 
 ARMS = ("mae", "vcr-jepa")
 SETUP = """
@@ -84,14 +86,26 @@ def test_each_thing_stands_still_where_nobody_is_there(study: Study) -> None:
     geometry = study.profile.geometry
     assert not widgets.live()
     assert isinstance(widgets.mask_explorer(study), Figure)
-    assert isinstance(widgets.scan_explorer(runs, ["one"], geometry), Interactive)
+    assert isinstance(widgets.scan_explorer(study, runs, ["one"]), Interactive)
     assert isinstance(widgets.loss_explorer(runs, geometry, high_pass=0.3), Figure)
     assert isinstance(widgets.latent_explorer(study, ["mae", "vcr-jepa"]), Figure)
     assert isinstance(widgets.cohort_browser(study), Figure)
     command = widgets.run_launcher(study)
     assert isinstance(command, Markdown) and "brainfm pretrain --profile tiny --seed 0 --objective mae" in command.data
-    assert isinstance(widgets.scan_explorer({}, [], geometry), Figure)
+    assert isinstance(widgets.scan_explorer(study, {}, []), Figure)
     assert isinstance(widgets.loss_explorer({}, geometry, high_pass=0.3), Figure)
+
+
+def test_a_page_holds_no_whole_scan_of_a_person_and_nothing_known_of_one(study: Study, tmp_path: Path) -> None:
+    runs = {arm: study.run(f"reconstruction:{arm}") for arm in ARMS}
+    shown = widgets.cohort_browser(study)
+    assert shown.axes[0].get_title(loc="center") == study.cohort(study.cohorts_in_use[0]).scans["contrast"].iloc[0]
+    save_scan(tmp_path / "scans" / "sub-1" / "anat" / "sub-1_T1w.nii.gz")
+    cohorts = {"people": {"kind": "bids", "root": "scans"}}
+    manifest = tmp_path / "data_manifest.yaml"
+    manifest.write_text(yaml.safe_dump({"version": 1, "pretraining": ["people"], "cohorts": cohorts, "tasks": {}}))
+    of_people = Study("tiny", manifest, progress=False)
+    assert "not put into a page whole" in widgets.scan_explorer(of_people, runs, ["one"]).data
 
 
 def test_papermill_is_nobody_and_a_front_end_is_somebody(kernel: Kernel) -> None:
@@ -119,7 +133,7 @@ def test_other_slices_scans_and_arms_can_be_asked_for(kernel: Kernel) -> None:
     kernel(SETUP)
     said = kernel(
         """
-shown = widgets.scan_explorer(runs, names, geometry)
+shown = widgets.scan_explorer(study, runs, names)
 controls = {c.description: c for c in shown.children[:-1]}
 print(shown.result.get_suptitle(), shown.result.axes[0].get_ylabel())
 controls["plane"].value, controls["arm"].value = "coronal", "vcr-jepa"
@@ -148,7 +162,7 @@ print(shown.result.get_suptitle())
 """
     )
     assert "ρ = 0.30" in said and "ρ = 0.60" in said
-    assert said.splitlines()[-2:] == ["mae, component 1", "mae, component 2"]
+    assert said.splitlines()[-2:] == ["MAE, component 1", "MAE, component 2"]
 
 
 def test_a_training_is_stopped_and_goes_on(kernel: Kernel, folders: dict[str, str]) -> None:

@@ -1,4 +1,7 @@
-"""Figures of the report. Each function takes tables or arrays and returns a matplotlib figure; none computes a run."""
+"""Figures of the report. Each function takes tables or arrays; none computes a run.
+
+What comes back is a matplotlib figure, or one of `interactive` where a slider helps.
+"""
 
 from brainfm_lib.figures.brains import (
     cohort_montage,

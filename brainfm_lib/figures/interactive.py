@@ -20,6 +20,7 @@ from brainfm_lib.figures import style
 from brainfm_lib.figures.brains import LETTERS, PLANES, SCALE_BAR, place_of
 
 STEPS = 12
+MOST_SLICES = 32  # of a scan: a page stays light on a fine grid too
 CONFIG = {"displayModeBar": False, "responsive": True}
 
 
@@ -124,7 +125,8 @@ def slice_explorer(
     grey = (255 * np.clip((stack - low) / (high - low), 0, 1)).astype(np.uint8)
     slices = np.moveaxis(grey, 1 + number, 0)
     inside = np.flatnonzero((slices[:, 0] > 0).any((1, 2)))
-    shown = range(inside[0], inside[-1] + 1) if len(inside) else range(len(slices))
+    first, last = (inside[0], inside[-1]) if len(inside) else (0, len(slices) - 1)
+    shown = np.unique(np.linspace(first, last, min(last - first + 1, MOST_SLICES)).round().astype(int)).tolist()
     extent = [n / 2 * geometry.spacing for n in np.delete(stack.shape[1:], number)]
     figure = make_subplots(
         rows=1, cols=len(names), subplot_titles=[style.title(name) for name in names], horizontal_spacing=0.01
