@@ -8,8 +8,9 @@ import torch
 from brainfm_lib.finetune import Classifier, FinetuneConfig, _level, finetune, make_finetune
 from brainfm_lib.models import VisionTransformer3d, VisionTransformerConfig
 from brainfm_lib.models.attentive import AttentivePool
-from brainfm_lib.probes import evaluate, linear_probe
 from brainfm_lib.probes.attentive import AttentiveConfig, attentive_probe, make_attentive
+from brainfm_lib.probes.linear import linear_probe
+from brainfm_lib.probes.results import evaluate
 from brainfm_lib.probes.training import _parameter_groups
 
 SHORT = FinetuneConfig(epochs=6, batch_size=16, lr=2e-3)

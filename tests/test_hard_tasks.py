@@ -8,11 +8,11 @@ import yaml
 from brainfm_lib.data.splits import assign_folds, assign_splits
 from brainfm_lib.errors import InputError
 from brainfm_lib.judging import judge
-from brainfm_lib.probes import evaluate, linear_probe, refit_p
 from brainfm_lib.probes.attentive import AttentiveConfig, attentive_probe
 from brainfm_lib.probes.fewshot import few_shot
+from brainfm_lib.probes.linear import linear_probe, refit_p
 from brainfm_lib.probes.neighbours import knn_probe
-from brainfm_lib.probes.results import write_result
+from brainfm_lib.probes.results import evaluate, write_result
 from brainfm_lib.study import Study
 
 SETTINGS = {"draws": 300, "permutations": 300, "seed": 0}

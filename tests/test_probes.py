@@ -8,7 +8,8 @@ from sklearn.metrics import roc_auc_score
 from sklearn.preprocessing import StandardScaler
 
 from brainfm_lib.errors import InputError
-from brainfm_lib.probes import evaluate, linear_probe, make_probe, refit_p
+from brainfm_lib.probes.linear import linear_probe, make_probe, refit_p
+from brainfm_lib.probes.results import evaluate
 
 
 def task(n=120, classes=2, scans=1, width=300, effect=0.6, seed=0, prevalence=None):

@@ -6,6 +6,7 @@ import io
 import json
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +42,12 @@ class Done:
 
     def __init__(self, sweep: Sweep, root: Path) -> None:
         self.sweep = sweep
-        self._state = current_state(sweep.page, {})
         self._identify = study_identify(root)
+
+    @cached_property
+    def _state(self) -> dict[str, Any]:
+        """What a cell would be made from now; all drawing code is read for it, once there is a cell to compare."""
+        return current_state(self.sweep.page, {})
 
     def __call__(self, cell: Cell, *, quick: bool = False) -> bool:
         """Whether a cell stands as it would be made now; `quick` does not look at the runs behind it."""
