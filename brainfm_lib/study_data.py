@@ -80,6 +80,16 @@ class StudyData:
         """Tasks whose cohort is present."""
         return tuple(self.manifest.available_tasks())
 
+    def cohort_of(self, task: str) -> str:
+        """Name of the cohort that a task is asked of.
+
+        Raises:
+            InputError: There is no such task, or its data are not present.
+        """
+        if task not in self.tasks:
+            raise InputError(f"There is no task {task!r} with its data present: choose among {', '.join(self.tasks)}.")
+        return self.manifest.tasks[task].cohort
+
     def task_table(self, task: str) -> pd.DataFrame:
         """Scans of a task with label, subject and split (few subjects: fold), the same for every arm.
 
@@ -90,9 +100,7 @@ class StudyData:
         return self._tables[task].copy()
 
     def _task_table(self, task: str) -> pd.DataFrame:
-        if task not in self.tasks:
-            raise InputError(f"There is no task {task!r} with its data present: choose among {', '.join(self.tasks)}.")
-        cohort = self.cohort(self.manifest.tasks[task].cohort)
+        cohort = self.cohort(self.cohort_of(task))
         table = task_table(self.manifest, task, cohort, allow_leak=self.allow_leak)
         if "split" in table:
             return table.assign(leaks=True) if self.allow_leak and divided_subjects(table) else table

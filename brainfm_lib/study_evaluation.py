@@ -190,11 +190,11 @@ class StudyEvaluation(StudyData, ABC):
         }
 
     def _public_table(self, task: str) -> pd.DataFrame:
-        return self.public(self.manifest.tasks[task].cohort, self.task_table(task))
+        return self.public(self.cohort_of(task), self.task_table(task))
 
     def _on_features(self, kind: str, arm: str, task: str, **settings: Any) -> RunConfig:
         """A run on stored features; the control `SHUFFLED` reads the untrained encoder's."""
-        cohort = self.manifest.tasks[task].cohort if task in self.tasks else task
+        cohort = self.cohort_of(task)
         source = CONTROL if arm == SHUFFLED else arm
         settings = self._task_settings(task) | settings | ({"shuffled": True} if arm == SHUFFLED else {})
         inputs = {"features": self.config(f"features:{source}:{cohort}")}
@@ -206,7 +206,7 @@ class StudyEvaluation(StudyData, ABC):
         table = self._public_table(task)
         if arm == SHUFFLED:
             table = with_shuffled_labels(table, self.seed)
-        return self.run(f"features:{source}:{self.manifest.tasks[task].cohort}").path, table
+        return self.run(f"features:{source}:{self.cohort_of(task)}").path, table
 
     def _probe_config(self, arm: str, task: str) -> RunConfig:
         return self._on_features("probe", arm, task)
@@ -252,7 +252,7 @@ class StudyEvaluation(StudyData, ABC):
         return make_resplit(*self._read_features(arm, task))
 
     def _attentive_config(self, arm: str, task: str) -> RunConfig:
-        cohort = self.cohort(self.manifest.tasks[task].cohort if task in self.tasks else task)
+        cohort = self.cohort(self.cohort_of(task))
         settings = self._task_settings(task) | {
             "attentive": dataclasses.asdict(self.profile.attentive),
             "geometry": dataclasses.asdict(self.profile.geometry),
@@ -264,7 +264,7 @@ class StudyEvaluation(StudyData, ABC):
     def _attentive_make(self, arm: str, task: str) -> Callable[[Path], Any]:
         from brainfm_lib.probes.attentive import make_attentive
 
-        cohort = self.manifest.tasks[task].cohort
+        cohort = self.cohort_of(task)
         return make_attentive(
             self.run(f"pretrain:{arm}").path / "encoder",
             lambda: self.volumes(cohort),
@@ -276,7 +276,7 @@ class StudyEvaluation(StudyData, ABC):
         )
 
     def _finetune_config(self, arm: str, task: str) -> RunConfig:
-        cohort = self.cohort(self.manifest.tasks[task].cohort if task in self.tasks else task)
+        cohort = self.cohort(self.cohort_of(task))
         recipe = self.profile.cnn if arm == CNN else self.profile.finetune
         settings = self._task_settings(task) | {
             "finetune": dataclasses.asdict(recipe),
@@ -318,7 +318,7 @@ class StudyEvaluation(StudyData, ABC):
             recipe = dataclasses.replace(self.profile.cnn, epochs=epochs)
         else:
             encoder = self.run(f"pretrain:{arm}").path / "encoder"
-        cohort = self.manifest.tasks[task].cohort
+        cohort = self.cohort_of(task)
         return make_finetune(
             encoder,
             lambda: self.volumes(cohort),
@@ -346,7 +346,7 @@ class StudyEvaluation(StudyData, ABC):
             if "fold" in predictions:
                 table = pd.concat([table, fold_rows(predictions)], ignore_index=True)
             table = table.assign(
-                cohort=self.cohort(self.manifest.tasks[task].cohort).digest,
+                cohort=self.cohort(self.cohort_of(task)).digest,
                 task=task,
                 arm=arm,
                 seed=self.seed,

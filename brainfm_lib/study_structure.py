@@ -17,13 +17,10 @@ class StudyStructure(StudyEvaluation):
     """Requests that look into tasks: `truth:task`, `bands:arm:task` and `components:arm:task`."""
 
     def _truth_parts(self, task: str) -> tuple[PhantomSpec, list[list[str]]]:
-        if task not in self.manifest.tasks:
-            raise InputError(f"There is no task {task!r}: the manifest has {', '.join(self.manifest.tasks)}.")
-        entry = self.manifest.tasks[task]
-        spec = self.cohort(entry.cohort).source
+        spec = self.cohort(self.cohort_of(task)).source
         if not isinstance(spec, PhantomSpec):
             raise InputError(f"Nobody knows the truth of task {task!r}: its scans are real.")
-        present = dict(spec.conditions)
+        entry, present = self.manifest.tasks[task], dict(spec.conditions)
         classes: list[list[str]] = [[] for _ in entry.classes]
         for name, label in entry.mapping.items():
             if label is not None and str(name) in present:
@@ -45,7 +42,7 @@ class StudyStructure(StudyEvaluation):
         return make_truth(*self._truth_parts(task), self.profile.geometry)
 
     def _bands_config(self, arm: str, task: str) -> RunConfig:
-        cohort = self.cohort(self.manifest.tasks[task].cohort if task in self.tasks else task)
+        cohort = self.cohort(self.cohort_of(task))
         settings = self._task_settings(task) | {"geometry": dataclasses.asdict(self.profile.geometry)}
         inputs = {} if arm == RAW_VOXELS else {"encoder": self.config(f"pretrain:{arm}")}
         code = ("brainfm_lib.analysis.bands", *cohort.code)
@@ -54,7 +51,7 @@ class StudyStructure(StudyEvaluation):
     def _bands_make(self, arm: str, task: str) -> Callable[[Path], Any]:
         from brainfm_lib.analysis.bands import make_bands
 
-        cohort = self.manifest.tasks[task].cohort
+        cohort = self.cohort_of(task)
         return make_bands(
             lambda: self.volumes(cohort),
             self._public_table(task),
