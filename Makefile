@@ -9,6 +9,7 @@ PYTHON ?= python3
 TORCH_INDEX ?=
 VENV := .venv
 STAMP := $(VENV)/.brainfm-installed
+AXE := $(VENV)/node_modules/axe-core
 TORCH := $(shell sed -n 's/^torch==/torch==/p' constraints.txt)
 
 # Compiled modules must be kept: without them every kernel spends twice the time on imports.
@@ -27,15 +28,21 @@ $(STAMP): pyproject.toml constraints.txt
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check uv
 	@if [ -n "$(TORCH_INDEX)" ]; then set -x; $(VENV)/bin/uv pip install --python $(VENV)/bin/python \
 	  --index-url "$(TORCH_INDEX)" "$(TORCH)"; fi
-	UV_FIND_LINKS="$${UV_FIND_LINKS:-$${PIP_FIND_LINKS:-}}" $(VENV)/bin/uv pip install \
+	UV_FIND_LINKS="$${UV_FIND_LINKS:-$${PIP_FIND_LINKS:-}}" $(VENV)/bin/uv pip install --compile-bytecode \
 	  --python $(VENV)/bin/python -c constraints.txt -e '.[dev]'
 	@touch $@
 
 book: $(STAMP)
 	$(VENV)/bin/jupyter-book build book
 
-test: $(STAMP)
+test: $(STAMP) $(AXE)
 	$(VENV)/bin/python -m pytest -n 2 --dist loadfile
+
+# What judges the pages' accessibility; without npm its test is skipped.
+$(AXE): $(STAMP)
+	@if command -v npm >/dev/null && \
+	  npm install --silent --no-save --no-package-lock --no-audit --no-fund --prefix $(VENV) axe-core@4.10.3; then true; \
+	  else echo "axe-core cannot be installed (no npm, or no network): its test will be skipped"; fi
 
 lab: $(STAMP)
 	$(VENV)/bin/jupyter-lab --notebook-dir=notebooks

@@ -16,6 +16,8 @@ import nbformat
 import papermill
 from papermill.engines import NBClientEngine, papermill_engines
 
+from brainfm_lib.plates import plates
+
 KERNEL = "brainfm-private"
 ENGINE = "brainfm-reporting"
 
@@ -152,10 +154,16 @@ def execute(notebook: Path, output: Path, parameters: Mapping[str, Any], *, root
         return json.loads(result.read_text(encoding="utf-8"))
 
 
-def clean(executed: Path, title: str = "") -> str:
-    """Return the executed notebook as a page, without papermill's bookkeeping, which holds local paths.
+def clean(executed: Path, page: str, title: str = "") -> tuple[str, dict[str, str]]:
+    """The executed notebook as a page, without papermill's bookkeeping, which holds local paths.
 
-    `title`, where given, replaces the heading of its first cell.
+    Args:
+        executed: By `execute`.
+        page: Name of the page.
+        title: Replaces, where given, the heading of its first cell.
+
+    Returns:
+        The page's text; and the tables behind its figures, see `plates.plates`.
     """
     notebook = nbformat.read(executed, as_version=4)
     if title:
@@ -172,7 +180,8 @@ def clean(executed: Path, title: str = "") -> str:
         for output in cell.get("outputs", []):
             if "text/html" in output.get("data", {}):
                 output["data"]["text/html"] = _ICON.sub("", output["data"]["text/html"])
-    return nbformat.writes(notebook)
+    notebook.cells, files = plates(notebook.cells, page)
+    return nbformat.writes(notebook), files
 
 
 @contextmanager

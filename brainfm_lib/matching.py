@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -11,6 +12,7 @@ import pandas as pd
 from brainfm_lib.comparison import trained_arms
 from brainfm_lib.compute import pretraining_cost
 from brainfm_lib.errors import InputError
+from brainfm_lib.runs import RunConfig
 
 if TYPE_CHECKING:
     from brainfm_lib.study import Study
@@ -54,10 +56,31 @@ def _flatten(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, An
             yield f"{prefix}{name}", value
 
 
-def trial_requests(study: Study, arm: str, rate: float) -> list[str]:
-    """The probes that judge a learning rate of an arm: one for each task with validation subjects."""
-    change = "" if study.profile.pretraining(arm, study.seed).optimiser.lr == rate else f"@lr={rate:g}"
-    return [f"probe:{arm}:{task}{change}" for task in judging_tasks(study)]
+def trials_config(study: Study) -> RunConfig:
+    """What the learning-rate trials of a study are made of; which rate its arms use in the end changes nothing."""
+    found: dict[str, RunConfig] = {}
+    for arm in trained_arms(study):
+        for rate in study.profile.trial_lrs:
+            variant = study.variant(f"pretrain:{arm}", f"lr={rate:g}")
+            for task in judging_tasks(study):
+                found[f"probe:{arm}:{task}@lr={rate:g}"] = variant.config(f"probe:{arm}:{task}")
+    return RunConfig("trials", {"rates": list(study.profile.trial_lrs)}, inputs=found, code=("brainfm_lib.matching",))
+
+
+def make_trials(study: Study) -> Callable[[Path], dict[str, Any]]:
+    """What `runs.ensure` calls: ``trials.parquet`` with arm, lr, task, validation_auroc; small enough to ship."""
+
+    def make(folder: Path) -> dict[str, Any]:
+        rows = [
+            {"arm": arm, "lr": rate, "task": task, "validation_auroc": _validation(study, arm, rate, task)}
+            for arm in trained_arms(study)
+            for rate in study.profile.trial_lrs
+            for task in judging_tasks(study)
+        ]
+        pd.DataFrame(rows).to_parquet(folder / "trials.parquet", index=False)
+        return {}
+
+    return make
 
 
 def judging_tasks(study: Study) -> list[str]:
@@ -66,21 +89,21 @@ def judging_tasks(study: Study) -> list[str]:
 
 
 def trial_table(study: Study) -> pd.DataFrame:
-    """Validation AUROC of each arm under each learning rate of the profile that has been tried; nothing is made now.
+    """Validation AUROC of each arm under each learning rate of the profile, where `tune` tried them; nothing is made.
 
     Returns:
-        arm, lr, validation (mean over tasks of the AUROC over validation subjects), chosen (whether the arm has it).
+        arm, lr, validation (mean over tasks of the AUROC over validation subjects), chosen (whether the arm has it),
+        shipped (whether the trials came with the project instead of being made here).
     """
-    rows = []
-    for arm in trained_arms(study):
-        used = study.profile.pretraining(arm, study.seed).optimiser.lr
-        for rate in study.profile.trial_lrs:
-            runs = [study.optional(request) for request in trial_requests(study, arm, rate)]
-            values = [float(run.table("chosen")["validation_auroc"].mean()) for run in runs if run is not None]
-            if runs and len(values) == len(runs):
-                mean = sum(values) / len(values)
-                rows.append({"arm": arm, "lr": rate, "validation": mean, "chosen": rate == used})
-    return pd.DataFrame(rows, columns=["arm", "lr", "validation", "chosen"])
+    columns = ["arm", "lr", "validation", "chosen", "shipped"]
+    run = study.optional("trials")
+    if run is None:
+        return pd.DataFrame(columns=columns)
+    found = run.table("trials").groupby(["arm", "lr"], sort=False)["validation_auroc"].mean().reset_index()
+    found = found[found["arm"].isin(trained_arms(study))]
+    used = {arm: study.profile.pretraining(arm, study.seed).optimiser.lr for arm in trained_arms(study)}
+    chosen = found["lr"] == found["arm"].map(used)
+    return found.rename(columns={"validation_auroc": "validation"}).assign(chosen=chosen, shipped=run.shipped)[columns]
 
 
 def tune(study: Study) -> Iterator[str]:
@@ -95,14 +118,19 @@ def tune(study: Study) -> Iterator[str]:
     tasks = judging_tasks(study)
     if not tasks:
         raise InputError("No task has validation subjects of its own to choose a learning rate on: all are small.")
-    best: dict[str, tuple[float, float]] = {}
     for arm in trained_arms(study):
         for rate in study.profile.trial_lrs:
-            variant = study.variant(f"pretrain:{arm}", f"lr={rate:g}")
-            runs = [variant.run(f"probe:{arm}:{task}") for task in tasks]
-            values = [float(run.table("chosen")["validation_auroc"].mean()) for run in runs]
-            mean = sum(values) / len(values)
-            best[arm] = max(best.get(arm, (0.0, 0.0)), (mean, rate))
-            listed = ", ".join(f"{task} {value:.3f}" for task, value in zip(tasks, values, strict=True))
+            values = {task: _validation(study, arm, rate, task) for task in tasks}
+            listed = ", ".join(f"{task} {value:.3f}" for task, value in values.items())
+            mean = sum(values.values()) / len(values)
             yield f"{arm:<10} lr {rate:<8g} validation AUROC {mean:.3f}  ({listed})"
-    yield f"arm_lr: {{{', '.join(f'{arm}: {rate:g}' for arm, (_, rate) in best.items())}}}"
+    run = study.run("trials")
+    best = trial_table(study).sort_values("validation").groupby("arm", sort=False).tail(1).set_index("arm")["lr"]
+    yield f"arm_lr: {{{', '.join(f'{arm}: {best[arm]:g}' for arm in trained_arms(study))}}}"
+    yield f"run: {run.id}"
+
+
+def _validation(study: Study, arm: str, rate: float, task: str) -> float:
+    """AUROC over validation subjects, mean over the draws of the split where there are several."""
+    run = study.variant(f"pretrain:{arm}", f"lr={rate:g}").run(f"probe:{arm}:{task}")
+    return float(run.table("chosen")["validation_auroc"].mean())

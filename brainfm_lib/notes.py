@@ -212,9 +212,10 @@ def trials_note(trials: pd.DataFrame, arms: Sequence[str]) -> Markdown:
     counts = trials.groupby("arm")["lr"].count()
     same = "the same number" if counts.nunique() == 1 else "**not the same number**"
     said = "each arm has the best of them" if not worse else f"**{_list(worse)} could have a better one**"
+    source = " These trials ship with the project; `brainfm tune` makes them anew." if trials["shipped"].any() else ""
     return Markdown(
         f"Each rate is judged by the linear probe's AUROC over validation subjects, averaged over tasks; of {same} of "
-        f"rates tried for each arm, {said}. No test subject is looked at."
+        f"rates tried for each arm, {said}. No test subject is looked at.{source}"
     )
 
 

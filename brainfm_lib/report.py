@@ -33,6 +33,7 @@ RUN_PARAMETERS = frozenset(
     ("overrides", "spectral_weight", "spectral_high_pass", "vcr_weight", "mask_ratio", "learning_rate", "steps")
 )
 STUDY_PARAMETERS = RUN_PARAMETERS | {"profile", "manifest", "seed", "objective", "allow_leak"}
+DATA = "data"  # under chapters: the tables behind the figures
 SWEEP_PAGE = "sweeps/page.ipynb"  # under notebooks: what every sweep's page is made with
 SWEPT, SWEPT_ABOUT = "results.parquet", "about.json"  # what a sweep leaves in its folder: a table, title and question
 Identify = Callable[[Mapping[str, Any], str], str]
@@ -260,8 +261,10 @@ def make(page: Page, parameters: Mapping[str, Any], root: Path, stream: TextIO |
         raise ReportError(f"{name}: {problem}") from problem
     page.beside(".state.json").unlink(missing_ok=True)
     state |= {"minutes": round(progress.minutes, 2), "made": time.strftime("%Y-%m-%d %H:%M:%S")}
+    cleaned, data = clean(failed, page.name, page.title)
+    _write_data(page, data)
     for path, text in (
-        (page.beside(".ipynb"), clean(failed, page.title)),
+        (page.beside(".ipynb"), cleaned),
         (page.beside(".result.json"), json.dumps(result, indent=1)),
         (page.beside(".state.json"), json.dumps(state, indent=1)),  # last: it vouches for the other two
     ):
@@ -315,11 +318,25 @@ def write_text(path: Path, text: str) -> bool:
     return True
 
 
+def _write_data(page: Page, files: Mapping[str, str]) -> None:
+    """Put the tables behind a page's figures in place of those that lay there."""
+    folder = page.chapters / DATA
+    folder.mkdir(exist_ok=True)
+    for file in folder.glob(f"{page.name}.*"):
+        if file.name not in files:
+            file.unlink()
+    for name, text in files.items():
+        write_text(folder / name, text)
+
+
 def _forget_others(pages: list[Page], chapters: Path) -> None:
     """Remove what was staged for notebooks that are gone."""
     names = {page.name for page in pages}
     for file in (*chapters.glob("[0-9][0-9]_*"), *chapters.glob("sweep_*")):
         if file.name.split(".")[0] not in names:
+            file.unlink()
+    for file in chapters.glob(f"{DATA}/*"):
+        if not any(file.name.startswith(f"{name}.") for name in names):
             file.unlink()
 
 

@@ -348,6 +348,16 @@ class Study(StudyStructure):
 
         return make_causal(self, int(seeds))
 
+    def _trials_config(self) -> RunConfig:
+        from brainfm_lib.matching import trials_config
+
+        return trials_config(self)
+
+    def _trials_make(self) -> Callable[[Path], Any]:
+        from brainfm_lib.matching import make_trials
+
+        return make_trials(self)
+
     # --- results ------------------------------------------------------------------------------------------------------
 
     def write_result(self, path: str | Path = "result.json", **extra: Any) -> None:

@@ -93,8 +93,8 @@ def test_rates_are_tried_on_validation_subjects_and_the_table_says_which_is_best
         matching.trial_table(study).empty
         and "not tried" in notes.trials_note(matching.trial_table(study), study.arms).data
     )
-    *lines, settings = matching.tune(study)
-    assert len(lines) == 2 and settings.startswith("arm_lr: {mae: ")
+    *lines, settings, made = matching.tune(study)
+    assert len(lines) == 2 and settings.startswith("arm_lr: {mae: ") and made == f"run: {study.optional('trials').id}"
     table = matching.trial_table(study)
     assert list(table["lr"]) == [5e-4, 1e-3] and list(table["chosen"]) == [False, True]
     runs = [study.run(f"probe:mae:{task}") for task in study.tasks]
@@ -104,8 +104,11 @@ def test_rates_are_tried_on_validation_subjects_and_the_table_says_which_is_best
     assert shown["0.001"] == f"<b>{table['validation'].iloc[1]:.3f}</b>" and "<b>" not in shown["0.0005"]
     best = float(settings.split(": ")[2].rstrip("}"))
     assert table.set_index("lr")["validation"].idxmax() == best
-    assert ("best of them" in notes.trials_note(table, study.arms).data) == (best == 1e-3)
-    assert study.results()["arm"].eq("mae").all()  # other rates are no rows of the comparison
+    said = notes.trials_note(table, study.arms).data
+    assert ("best of them" in said) == (best == 1e-3) and "ship with" not in said
+    other = Study("tiny", objective="mae", overrides={**study.overrides, "arm_lr": {"mae": 5e-4}}, progress=False)
+    other.tasks = study.tasks  # which rate is in use changes nothing of what was tried
+    assert list(matching.trial_table(other)["chosen"]) == [True, False]
 
 
 def test_seeds_and_splits_are_read_when_present(study):

@@ -25,6 +25,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
     offline.copy_assets(book / "_assets", book / "_ext")
     app.add_css_file("companion.css")
     app.connect("html-page-context", choose_scripts, priority=900)
+    app.connect("html-page-context", name_parts, priority=900)
     app.connect("build-finished", check_pages)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}
 
@@ -34,6 +35,19 @@ def choose_scripts(app: Sphinx, pagename: str, templatename: str, context: dict[
     if "Plotly.newPlot" in context.get("body", ""):
         app.add_js_file(offline.PLOTLY, priority=150)
     context["script_files"][:] = [file for file in context["script_files"] if "thebe" not in str(file)]
+
+
+def name_parts(app: Sphinx, pagename: str, templatename: str, context: dict[str, Any], doctree: Any) -> None:
+    """Say to a screen reader what the theme leaves unsaid, and unsay roles that it gives against the standard."""
+    if "body" in context:
+        for said in (' role="doc-biblioentry"', ' role="list"'):
+            context["body"] = context["body"].replace(said, "")
+    tree = context.get("generate_toctree_html")
+    if tree is not None:
+        toggle = '<summary aria-label="Show or hide the pages of this section">'
+        context["generate_toctree_html"] = lambda *words, **named: str(tree(*words, **named)).replace(
+            "<summary>", toggle
+        )
 
 
 def check_pages(app: Sphinx, exception: Exception | None) -> None:

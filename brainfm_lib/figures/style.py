@@ -9,6 +9,8 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from brainfm_lib.figures.about import describe
+
 P = ParamSpec("P")
 
 # Okabe and Ito's colours: a family has a hue, its regularised form is the lighter one; controls are grey.
@@ -84,7 +86,10 @@ def stamped() -> str:
 
 
 def figure_function(draw: Callable[P, Figure]) -> Callable[P, Figure]:
-    """Draw in the house style and close the figure, so that a notebook shows it once: as the value of the cell."""
+    """Draw in the house style and close the figure, so that a notebook shows it once: as the value of the cell.
+
+    Beside its picture the figure tells what it shows and the numbers behind it, see `figures.about`.
+    """
 
     @wraps(draw)
     def drawn(*args: P.args, **kwargs: P.kwargs) -> Figure:
@@ -93,6 +98,7 @@ def figure_function(draw: Callable[P, Figure]) -> Callable[P, Figure]:
             if _stamp:
                 said = "\n".join(filter(None, [fill(_stamp, round(12 * figure.get_figwidth())), figure.get_suptitle()]))
                 figure.suptitle(said, color="#B00000", fontsize=8.5, fontweight="bold")
+            describe(figure, draw, args, kwargs)
         plt.close(figure)
         return figure
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.stats import norm, rankdata
+from scipy.special import ndtr, ndtri
 
 from brainfm_lib.errors import InputError
 from brainfm_lib.stats.units import Array, Comparison, make_units
@@ -38,13 +38,15 @@ def delong(
     estimate = float(parts[0][0].mean() - parts[1][0].mean())
     variance = sum(np.var(x - y, ddof=1) / len(x) for x, y in zip(parts[0], parts[1], strict=True))
     error = float(np.sqrt(variance))
-    p = float(2 * norm.sf(abs(estimate) / error)) if error > 0 else float(estimate == 0)
-    reach = float(norm.isf((1 - level) / 2)) * error
+    p = float(2 * ndtr(-abs(estimate) / error)) if error > 0 else float(estimate == 0)
+    reach = -float(ndtri((1 - level) / 2)) * error
     return Comparison(estimate, estimate - reach, estimate + reach, p)
 
 
 def _placements(positive: Array, scores: Array) -> tuple[Array, Array]:
     """Share of negatives below each positive (P,), and share of positives above each negative (N,); ties half."""
+    from scipy.stats import rankdata  # a second of imports
+
     ranks = rankdata(scores)
     own = np.empty_like(ranks)
     own[positive], own[~positive] = rankdata(scores[positive]), rankdata(scores[~positive])

@@ -4,7 +4,6 @@ from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.stats import rankdata
 
 from brainfm_lib.stats.units import Array, fold_mean_auroc, make_units
 
@@ -33,6 +32,8 @@ def permutation_p(
         InputError: a class without a subject (in a fold), or scores that are not finite.
     """
     units = make_units(labels, scores, subjects, folds)
+    from scipy.stats import rankdata  # a second of imports
+
     rng = np.random.default_rng(seed)
     held = np.bincount(units.subjects)[units.subjects]  # labels carried by each unit's subject
     null = np.zeros(draws)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
-from scipy.stats import norm, t
+from scipy.special import ndtri, stdtr, stdtrit
 
 from brainfm_lib.errors import InputError
 from brainfm_lib.stats.units import Comparison
@@ -34,8 +34,8 @@ def nadeau_bengio(differences: ArrayLike, test_share: float, *, level: float = 0
     error = float(np.sqrt((1 / d.size + test_share / (1 - test_share)) * d.var(ddof=1)))
     if error == 0:
         return Comparison(estimate, estimate, estimate, float(estimate == 0))
-    reach = float(t.isf((1 - level) / 2, d.size - 1)) * error
-    p = float(2 * t.sf(abs(estimate) / error, d.size - 1))
+    reach = -float(stdtrit(d.size - 1, (1 - level) / 2)) * error
+    p = float(2 * stdtr(d.size - 1, -abs(estimate) / error))
     return Comparison(estimate, estimate - reach, estimate + reach, p)
 
 
@@ -52,8 +52,8 @@ def detectable_difference(
         tests: Size of the family that a difference is tested in.
         level, power: As said.
     """
-    error = (np.asarray(high, float) - np.asarray(low, float)) / (2 * norm.isf((1 - level) / 2))
-    return (norm.isf((1 - level) / (2 * np.asarray(tests, float))) + norm.ppf(power)) * error
+    error = (np.asarray(high, float) - np.asarray(low, float)) / (-2 * ndtri((1 - level) / 2))
+    return (ndtri(power) - ndtri((1 - level) / (2 * np.asarray(tests, float)))) * error
 
 
 def variance_shares(table: pd.DataFrame, value: str, factors: Sequence[str], sampling: str) -> pd.DataFrame:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import brentq
-from scipy.stats import norm, t
+from scipy.special import ndtri, stdtrit
 
 from brainfm_lib.errors import InputError
 
@@ -183,7 +183,7 @@ def widening(units: Units, level: float) -> float:
 
 def stretch(freedom: int, level: float) -> float:
     """Quantile of t with these degrees of freedom over that of the normal."""
-    return float(t.isf((1 - level) / 2, max(freedom, 1)) / norm.isf((1 - level) / 2))
+    return float(stdtrit(max(freedom, 1), (1 - level) / 2) / ndtri((1 - level) / 2))
 
 
 def bootstrap_interval(units: Units, level: float, draws: int, seed: int) -> Interval:
@@ -214,7 +214,7 @@ def newcombe(auroc: float, positives: int, negatives: int, *, level: float = 0.9
     standard errors, as the exponential model of Hanley and McNeil gives them at that value. It does not collapse where
     classes are perfectly apart.
     """
-    z = norm.isf((1 - level) / 2)
+    z = -ndtri((1 - level) / 2)
     half = (positives + negatives) / 2 - 1
 
     def beyond(theta: float) -> float:

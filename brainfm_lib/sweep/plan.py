@@ -30,13 +30,11 @@ import numpy as np
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from brainfm_lib.config import load_profile
 from brainfm_lib.data.strict_yaml import load_yaml
 from brainfm_lib.errors import InputError
 from brainfm_lib.identity import stable_hash
 from brainfm_lib.paths import project_root
 from brainfm_lib.report import Page, declared_parameters, find_pages, profile_parameters
-from brainfm_lib.study import FLAT_NAMES
 
 FOLDER = "notebooks/sweeps"
 OVERRIDES = "overrides."
@@ -297,6 +295,8 @@ def _parameters(base: Mapping[str, Any], fixed: Mapping[str, Any], point: Mappin
 def _check_values(
     parameters: Mapping[str, Any], declared: Mapping[str, Any], profile: str, point: Mapping[str, Any], file: Path
 ) -> None:
+    from brainfm_lib.study import FLAT_NAMES  # torch: a worker is handed checked cells and needs none
+
     for name, value in parameters.items():
         default = declared[name]
         kinds: Any = object
@@ -315,6 +315,8 @@ def _check_values(
 @lru_cache(maxsize=4096)
 def _problem(profile: str, overrides: str) -> str:
     """What is wrong with a profile under overrides (JSON), or ""; cells that share them are looked at once."""
+    from brainfm_lib.config import load_profile
+
     try:
         load_profile(profile, json.loads(overrides))
     except InputError as problem:

@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -23,6 +24,10 @@ def find_chromium() -> str | None:
 needs_chromium = pytest.mark.skipif(
     find_chromium() is None, reason=f"no Chromium on the PATH (looked for {', '.join(NAMES)})"
 )
+
+
+AXE = Path(sys.prefix) / "node_modules" / "axe-core" / "axe.min.js"  # `make test` puts it there
+needs_axe = pytest.mark.skipif(not AXE.is_file(), reason="no axe-core: `make test` installs it where there is npm")
 
 
 class Browser:
@@ -118,6 +123,14 @@ class Browser:
         for kind in ("keyDown", "keyUp"):
             code = codes[key]
             self.send("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=code)
+
+    def barriers(self) -> list[str]:
+        """What axe-core finds on the page that keeps people out, if serious: rule, and the first place of each."""
+        self.evaluate("Promise.all(document.getAnimations().map(a => a.finished)).then(() => true)")
+        self.evaluate(f"{AXE.read_text(encoding='utf-8')};true")
+        serious = "r.violations.filter(v => ['serious', 'critical'].includes(v.impact))"
+        said = f"{serious}.map(v => `${{v.id}}, ${{v.nodes.length}} times: ${{v.nodes[0].html.slice(0, 200)}}`)"
+        return self.evaluate(f"axe.run(document, {{resultTypes: ['violations'], iframes: false}}).then(r => {said})")
 
     def screenshot(self, target: Path, *, whole: bool = False) -> None:
         data = self.send("Page.captureScreenshot", format="png", captureBeyondViewport=whole)["data"]

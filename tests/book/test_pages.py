@@ -13,7 +13,7 @@ import pytest
 
 from brainfm_lib.offline import external_addresses
 from tests.book import toy
-from tests.book.browser import Browser, needs_chromium
+from tests.book.browser import Browser, needs_axe, needs_chromium
 
 
 def build(root: Path, profile: str = "quick") -> subprocess.CompletedProcess:
@@ -130,6 +130,71 @@ def test_pages_in_a_browser(book: Path, dark: bool) -> None:
             assert browser.evaluate("document.querySelectorAll('.math mjx-container svg').length") >= formulas, page
             assert browser.evaluate("document.querySelectorAll('mjx-merror').length") == 0, page
             assert browser.evaluate("document.documentElement.scrollWidth <= window.innerWidth"), f"{page} is too wide"
+
+
+@pytest.mark.browser
+@needs_chromium
+@needs_axe
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+def test_no_page_shuts_anyone_out(real_book: Path, dark: bool) -> None:
+    with Browser() as browser:
+        for page in [*pages(real_book), *(real_book / "book" / "_build" / "html").glob("*index.html")]:
+            browser.open(page, width=390 if dark else 1440, dark=dark)
+            assert browser.barriers() == [], page
+
+
+def test_every_figure_has_a_number_a_caption_and_words_and_the_numbers_behind_it(real_book: Path) -> None:
+    html = real_book / "book" / "_build" / "html"
+    named = [page for page in pages(real_book) if page.parent.name == "chapters"]
+    links = 0
+    for page in named:
+        text = page.read_text()
+        pictures = re.findall(r"<img[^>]*>", text)
+        assert all(re.search(r'alt="(?!\.\./_images)[^"]{20,}"', picture) for picture in pictures), page
+        figures = re.findall(r"<figure.*?</figure>", text, re.DOTALL)
+        assert figures and all("caption-number" in figure for figure in figures), page
+        assert len(figures) == len(pictures), page
+        for file in re.findall(r'href="(\.\./_downloads/[^"]+\.csv)"', text):
+            lines = (page.parent / file).read_text().splitlines()
+            assert len(lines) > 1 and "subject_id" not in lines[0] and "scan_uid" not in lines[0], file
+            links += 1
+    assert links > len(named) and (html / "chapters").is_dir()
+
+
+def test_pages_are_light(real_book: Path) -> None:
+    """A page with all that it loads, scripts that pages share included."""
+    html = real_book / "book" / "_build" / "html"
+    weights = {}
+    for page in pages(real_book):
+        loaded = re.findall(r'(?:src|href)="([^"#?]+\.(?:js|css|png|svg|woff2))', page.read_text())
+        files = {(page.parent / name).resolve() for name in loaded} | {page}
+        weights[page.name] = sum(file.stat().st_size for file in files if file.is_file()) / 1e6
+    assert max(weights.values()) <= 8 and sorted(weights.values())[len(weights) // 2] <= 2, weights
+    assert sum(file.stat().st_size for file in html.rglob("*") if file.is_file()) <= 80e6
+
+
+def test_links_between_pages_lead_somewhere(real_book: Path) -> None:
+    html = real_book / "book" / "_build" / "html"
+    texts = {page: page.read_text() for page in html.rglob("*.html") if "_static" not in page.parts}
+    for page, text in texts.items():
+        for address in re.findall(r'<a [^>]*?href="([^"]+)"', text):
+            name, _, anchor = unescape(address).partition("#")
+            if re.match(r"[a-z]+:", name):
+                continue
+            target = (page.parent / name).resolve() if name else page
+            assert target.is_file(), (page.name, address)
+            if anchor and target in texts:
+                assert f'id="{anchor}"' in texts[target], (page.name, address)
+
+
+@pytest.mark.browser
+@needs_chromium
+def test_search_finds_a_word(real_book: Path) -> None:
+    with Browser() as browser:
+        browser.visit((real_book / "book" / "_build" / "html" / "search.html").resolve().as_uri() + "?q=coherence")
+        browser.wait_for("document.querySelectorAll('#search-results li').length > 2")
+        assert "30_spectra.html" in browser.evaluate("document.querySelector('#search-results').innerHTML")
+        assert browser.errors == []
 
 
 @pytest.mark.browser
