@@ -54,7 +54,8 @@ def discriminative_dimension(features: Array, labels: Array, subjects: Array, *,
     the participation ratio (Σδ²)² / Σδ⁴. Both sums are estimated without bias from Gaussian means: δ̂² - v, and
     δ̂⁴ - 6vδ̂² + 3v², v the sampling variance. Where several directions have equal variance a sample turns them at
     random, so the estimate is the median over random halves of the subjects, and the interval their quantiles: a half
-    deviates from the whole as the whole does from the population.
+    deviates from the whole as the whole does from the population. A half in which the classes' distance is not told
+    from 0 may be anything from 1 to the number of directions looked at, and opens the interval on both sides.
 
     Args:
         features: (n, D) of the scans; those of a subject with one label are averaged.
@@ -63,7 +64,8 @@ def discriminative_dimension(features: Array, labels: Array, subjects: Array, *,
         level: Nominal coverage.
 
     Returns:
-        NaN where the classes' distance is not told from 0 in more than half of the halves.
+        The estimate is NaN where the classes' distance is not told from 0 in more than half of the halves; the interval
+        is then all that is possible.
 
     Raises:
         InputError: A class with fewer than eight subjects.
@@ -76,15 +78,17 @@ def discriminative_dimension(features: Array, labels: Array, subjects: Array, *,
         raise InputError(
             f"Class {counts.argmin()} has {counts.min()} subject(s) and a dimension needs eight: add subjects."
         )
-    rng, found = np.random.default_rng(0), []
+    rng, found, most = np.random.default_rng(0), [], 1
     groups = [np.flatnonzero(unit_labels == k) for k in (0, 1)]
     for _ in range(HALVES):
         rows = np.concatenate([rng.permutation(group)[: len(group) // 2] for group in groups])
-        found.append(_participation(units[rows], unit_labels[rows]))
-    if np.isnan(found).mean() > 0.5:
-        return Interval(float("nan"), float("nan"), float("nan"))
-    middle, low, high = np.nanquantile(found, [0.5, (1 - level) / 2, (1 + level) / 2])
-    return Interval(float(middle), float(low), float(high))
+        one, most = _participation(units[rows], unit_labels[rows])
+        found.append(one)
+    tail = (1 - level) / 2
+    told = np.isfinite(found)
+    middle = float(np.nanmedian(found)) if told.mean() >= 0.5 else float("nan")
+    low, high = (float(np.quantile(np.where(told, found, end), q)) for end, q in ((1.0, tail), (float(most), 1 - tail)))
+    return Interval(middle, low, high)
 
 
 def make_components(
@@ -131,8 +135,11 @@ def standardised(features: Array) -> Array:
     return (x - x.mean(0)) / np.where(deviation > 1e-12 * max(float(deviation.max()), 1e-300), deviation, np.inf)
 
 
-def _participation(features: Array, labels: Array) -> float:
-    """Participation ratio of the classes' distance over principal directions within classes; labels are 0 and 1."""
+def _participation(features: Array, labels: Array) -> tuple[float, int]:
+    """Participation ratio of the classes' distance over principal directions within classes, and their number.
+
+    Labels are 0 and 1; NaN where the distance is not told from 0.
+    """
     n = np.bincount(labels, minlength=2)
     means = np.stack([features[labels == k].mean(0) for k in (0, 1)])
     within = features - means[labels]
@@ -146,4 +153,5 @@ def _participation(features: Array, labels: Array) -> float:
     first = float((distance**2 - v).sum())
     second = float((distance**4 - 6 * v * distance**2 + 3 * v**2).sum())
     noise = v * np.sqrt(2 * count)
-    return first**2 / second if first > 2 * noise and second > 0 else float("nan")
+    told = first > 2 * noise and second > 0
+    return float(np.clip(first**2 / second, 1, count)) if told else float("nan"), count

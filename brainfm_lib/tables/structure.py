@@ -47,8 +47,9 @@ def dimension_table(dimensions: Mapping[str, Mapping[str, pd.DataFrame]], titles
     for task, arms in dimensions.items():
         for arm, table in arms.items():
             r = table.iloc[0]
-            cell = f"{r['estimate']:.1f}<br><small>[{r['low']:.1f}, {r['high']:.1f}]</small>"
-            columns.setdefault(titles.get(task, task), {})[title(arm)] = "–" if pd.isna(r["estimate"]) else cell
+            said = "not told" if pd.isna(r["estimate"]) else f"{r['estimate']:.1f}"
+            cell = "–" if pd.isna(r["low"]) else f"{said}<br><small>[{r['low']:.1f}, {r['high']:.1f}]</small>"
+            columns.setdefault(titles.get(task, task), {})[title(arm)] = cell
     return pd.DataFrame(columns).rename_axis("arm").reset_index()
 
 
@@ -76,6 +77,7 @@ def slope_table(slopes: pd.DataFrame) -> pd.DataFrame:
 
 
 def _interval(row: pd.Series, name: str, digits: int = 2) -> str:
-    if pd.isna(row[name]):
+    if pd.isna(row[f"{name}_low"]):
         return "–"
-    return f"{row[name]:.{digits}f} [{row[f'{name}_low']:.{digits}f}, {row[f'{name}_high']:.{digits}f}]"
+    said = "not told" if pd.isna(row[name]) else f"{row[name]:.{digits}f}"
+    return f"{said} [{row[f'{name}_low']:.{digits}f}, {row[f'{name}_high']:.{digits}f}]"
