@@ -44,8 +44,10 @@ $(AXE): $(STAMP)
 	  npm install --silent --no-save --no-package-lock --no-audit --no-fund --prefix $(VENV) axe-core@4.10.3; then true; \
 	  else echo "axe-core cannot be installed (no npm, or no network): its test will be skipped"; fi
 
+# Opens on a guide, rendered; asks the network for no news.
 lab: $(STAMP)
-	$(VENV)/bin/jupyter-lab --notebook-dir=notebooks
+	install -D -m 644 notebooks/lab.json $(VENV)/share/jupyter/lab/settings/overrides.json
+	$(VENV)/bin/jupyter-lab --notebook-dir=notebooks --LabApp.default_url=/lab/tree/guide.md
 
 lint: $(STAMP)
 	$(VENV)/bin/ruff check .

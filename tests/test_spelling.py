@@ -43,6 +43,7 @@ def unknown(text: str) -> set[str]:
 
 FILES = [
     *(ROOT / "book").glob("*.md"),
+    *(ROOT / "notebooks").glob("*.md"),
     *(ROOT / "notebooks").rglob("*.ipynb"),
     *(ROOT / "brainfm_lib").rglob("*.py"),
     ROOT / "README.md",

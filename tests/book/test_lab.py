@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -16,6 +17,7 @@ import pytest
 from tests.book.browser import Browser, needs_chromium
 
 pytestmark = [pytest.mark.browser, needs_chromium]
+ROOT = Path(__file__).parents[2]
 STUDY = "from brainfm_lib import widgets\nfrom brainfm_lib.study import Study\n\nstudy = Study('tiny', steps=300)"
 CELLS = {
     "explore.ipynb": [STUDY, "widgets.mask_explorer(study)"],
@@ -31,9 +33,12 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
         notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
         nbformat.write(notebook, root / name)
+    shutil.copy(ROOT / "notebooks" / "guide.md", root)
+    (root / "settings").mkdir()
+    shutil.copy(ROOT / "notebooks" / "lab.json", root / "settings" / "overrides.json")
     environment = {k: v for k, v in os.environ.items() if not k.startswith("BRAINFM_")}
     environment |= {f"BRAINFM_{name.upper()}": str(root / name) for name in ("runs", "store")}
-    environment |= {"BRAINFM_ROOT": str(Path(__file__).parents[2]), "JUPYTER_CONFIG_DIR": str(root / "config")}
+    environment |= {"BRAINFM_ROOT": str(ROOT), "JUPYTER_CONFIG_DIR": str(root / "config")}
     environment |= {"JUPYTER_DATA_DIR": str(root / "data"), "IPYTHONDIR": str(root / "ipython")}
     environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
     command = [
@@ -45,6 +50,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         "--ip=127.0.0.1",
         f"--notebook-dir={root}",
     ]
+    command += [f"--LabApp.app_settings_dir={root / 'settings'}"]
     command += ["--IdentityProvider.token=", "--expose-app-in-browser", "--allow-root"]
     process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
@@ -54,6 +60,17 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     process.terminate()
     process.wait(timeout=30)
     drain.wait(timeout=30)
+
+
+def test_make_lab_opens_on_a_guide_whose_links_lead_to_notebooks(lab: str) -> None:
+    opened = re.search(r"default_url=/lab(.+)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert opened is not None
+    with Browser(local=True) as browser:
+        browser.visit(f"{lab}/workspaces/guide{opened[1]}")
+        browser.wait_for("document.querySelectorAll('.jp-RenderedMarkdown h1').length > 0", 90)
+        assert "Where to begin" in browser.evaluate("document.querySelector('.jp-RenderedMarkdown h1').innerText")
+    linked = set(re.findall(r"\]\((\w+\.ipynb)\)", (ROOT / "notebooks" / "guide.md").read_text()))
+    assert linked == {file.name for file in (ROOT / "notebooks").glob("*.ipynb")}
 
 
 class Notebook:
