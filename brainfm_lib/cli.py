@@ -24,7 +24,7 @@ ManifestOption = Annotated[Path | None, typer.Option("--manifest", help="Data ma
 ReportOption = Annotated[Path | None, typer.Option("--report", help="Write an HTML page: tables, and how scans look.")]
 INTERRUPTED = 130  # status after Ctrl-C
 REFUSED = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}  # by the disk, not by a mistake of ours
-LISTED = 20  # scans named on the terminal for each rule they break
+LISTED = 20  # named on the terminal for each rule that is broken
 ProfileOption = Annotated[str, typer.Option(help="tiny, quick, reference, paper, replica, or a YAML file.")]
 ObjectiveOption = Annotated[str, typer.Option(help="mae, sl-mae, jepa, vcr-jepa, or all.")]
 SeedOption = Annotated[int, typer.Option(help="Seed of weights, order, masks and augmentation.")]
@@ -247,6 +247,32 @@ def compare(names: Annotated[list[str], typer.Argument(help="Runs of probes or f
 
     for line in compare_runs(names):
         print(line)
+
+
+@app.command()
+def scrub(
+    folder: Annotated[Path, typer.Option("--check", help="What is to be published: a built book, runs, a sweep.")],
+    manifest: ManifestOption = None,
+) -> None:
+    """Look through a folder for names of scans, paths and the like before it is published. Status 1 if any is there."""
+    from brainfm_lib.scrub import look_through, names_of
+
+    if not folder.is_dir():
+        raise InputError(f"{folder} is no folder: name the one that is to be published.")
+    names, phantoms = names_of(manifest)
+    counts: Counter[str] = Counter()
+    for found in look_through(folder, names, phantoms):
+        counts[found.kind] += 1
+        if counts[found.kind] <= LISTED:
+            print(f"{found.file}: {found.kind}: {found.text}")
+    for kind, count in counts.items():
+        if count > LISTED:
+            print(f"{count - LISTED:,} more times: {kind}")
+    files = sum(path.is_file() for path in folder.rglob("*"))
+    said = f"{files:,} files searched for {len(names):,} names and for what identifiers look like"
+    print(f"{said}: {counts.total():,} found")
+    if counts:
+        raise SystemExit(1)
 
 
 def pretrain_main() -> None:

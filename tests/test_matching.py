@@ -111,6 +111,16 @@ def test_rates_are_tried_on_validation_subjects_and_the_table_says_which_is_best
     assert list(matching.trial_table(other)["chosen"]) == [True, False]
 
 
+def test_the_rates_of_quick_were_chosen_by_trials_that_ship_with_the_project():
+    study = Study("quick", progress=False)
+    table = matching.trial_table(study)
+    assert set(table["arm"]) == set(ARMS) and table["shipped"].all() and table["validation"].between(0.3, 0.9).all()
+    assert all(tuple(rates) == study.profile.trial_lrs for _, rates in table.groupby("arm")["lr"])
+    best = table.loc[table.groupby("arm")["validation"].idxmax()]
+    assert best["chosen"].all() and "ship with the project" in notes.trials_note(table, study.arms).data
+    assert study.results()["arm"].eq("mae").all()  # other rates are no rows of the comparison
+
+
 def test_seeds_and_splits_are_read_when_present(study):
     study.tasks = ("ad",)
     assert repetition.repeated(study).empty and repetition.variance_table(repetition.repeated(study)).empty

@@ -1,0 +1,197 @@
+"""Look through a folder that is about to be published for what tells who was scanned, or where it was made.
+
+Two searches. What the manifest's own cohorts are called by (subjects, scans, files, sessions, folders) is sought letter
+by letter, in every file and in file names. What identifiers look like (paths of a home folder, DICOM UIDs, e-mail
+addresses, BIDS names, this machine's and its user's name) is sought where a page or a run can have put it; the scripts
+of others that a book ships hold names and addresses of their own and are left out of that.
+"""
+
+from __future__ import annotations
+
+import getpass
+import gzip
+import html
+import io
+import json
+import re
+import socket
+import zipfile
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+SHORTEST = 4  # letters of a name that can be sought: a shorter one stands in any text by chance
+WORD = 8  # the same for a name without a digit, which may be a plain word
+WORDS = re.compile(r"[^\W_]+")
+COMMON = {"anat", "scans", "images", "localhost"}
+MOST_BYTES = 200_000_000  # of a packed file, unpacked
+SHOWN = 40  # letters of what was found
+OTHERS = re.compile(r"(^|/)_static/|\.(woff2?|ttf|eot)$")
+LOOKS_LIKE = {
+    "a path": re.compile(
+        r"(?<![\w./:-])(?:/(?:home|Users|root|mnt|media|scratch|tmp|var|srv)/[\w.-]+|[A-Za-z]:\\Users\\\w+)"
+    ),
+    "a DICOM UID": re.compile(r"(?<![\w.])[12](?:\.\d+){7,}(?![\w.])"),
+    "an e-mail address": re.compile(r"(?<![\w.+-])[\w.+-]+@[\w-]+(?:\.[\w-]+)*\.[a-z]{2,}(?!\w)"),
+    "a BIDS name": re.compile(r"(?<![\w-])(?:sub|ses)-(?=[A-Za-z]*\d)[A-Za-z0-9]{2,}(?![\w-])"),
+}
+ALLOWED = {"a path": re.compile(r"/tmp/brainfm$"), "an e-mail address": re.compile(r"@(?:example|users\.noreply)\.")}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something that should not be published.
+
+    Attributes:
+        file: Relative to the folder.
+        kind: What it is: ``a name of the manifest``, ``a path`` …
+        text: Its first letters.
+    """
+
+    file: str
+    kind: str
+    text: str
+
+
+def names_of(manifest: str | Path | None = None) -> tuple[set[str], set[str]]:
+    """What the scans of a manifest's cohorts are called by; nothing is read of them.
+
+    Args:
+        manifest: Its path; default the project's own.
+
+    Returns:
+        Identifiers, file and folder names of real scans, of at least four letters; and those of phantoms, which may
+        be published.
+
+    Raises:
+        InputError: The manifest cannot be read.
+    """
+    from brainfm_lib.data.cohort import list_scans
+    from brainfm_lib.data.manifest import load_manifest
+
+    read = load_manifest(manifest)
+    real: set[str] = set()
+    made: set[str] = set()
+    for name, settings in read.cohorts.items():
+        if name in read.missing():
+            continue
+        scans = list_scans(read, name).scans
+        found = made if settings.kind == "phantom" else real
+        for column in ("subject_id", "scan_uid", "session"):
+            if column in scans:
+                found |= {str(value).removeprefix(f"{name}/") for value in scans[column].dropna()}
+        if settings.kind != "phantom":
+            for path in map(Path, scans["path"]):
+                found |= {path.name.split(".")[0], path.parent.name, str(path.parent)}
+    return {text for text in real - COMMON if len(text) >= (SHORTEST if re.search(r"\d", text) else WORD)}, made
+
+
+def look_through(folder: Path, names: Iterable[str] = (), phantoms: Iterable[str] = ()) -> Iterator[Finding]:
+    """What in a folder should not be published.
+
+    Args:
+        folder: Searched with all its subfolders; links are not followed.
+        names, phantoms: From `names_of`.
+
+    Raises:
+        OSError: A file cannot be read.
+    """
+    sought, harmless = _Names(names), set(phantoms)
+    here = _Names(text for text in (socket.gethostname(), _user()) if len(text) > SHORTEST and text not in COMMON)
+    for file in sorted(folder.rglob("*")):
+        name = str(file.relative_to(folder))
+        found = {("a name of the manifest, in a file's name", hit) for hit in sought.in_text(name)}
+        if file.is_symlink():
+            found.add(("a link", "it may lead anywhere"))
+        elif file.is_file():
+            ours = not OTHERS.search(name)
+            for text in texts_of(file):
+                found |= {("a name of the manifest", hit) for hit in sought.in_text(text)}
+                if ours:
+                    found |= {("the name of this machine or its user", hit) for hit in here.in_text(text)}
+                    for kind, pattern in LOOKS_LIKE.items():
+                        hits = {hit[0] for hit in pattern.finditer(text)} - harmless
+                        found |= {(kind, hit) for hit in hits if not (kind in ALLOWED and ALLOWED[kind].search(hit))}
+        yield from (Finding(name, kind, text[:SHOWN]) for kind, text in sorted(found))
+
+
+def texts_of(file: Path) -> Iterator[str]:
+    """What can be read in a file: as it is, and unpacked: tables, packed files, a picture's notes, heads of arrays."""
+    suffix = file.suffix.lower()
+    if suffix == ".npy":
+        array = np.load(file, mmap_mode="r", allow_pickle=False)
+        yield " ".join(map(str, array.ravel())) if array.dtype.kind in "US" else str(array.dtype)
+        return
+    if suffix == ".safetensors":
+        with file.open("rb") as handle:
+            length = min(int.from_bytes(handle.read(8), "little"), MOST_BYTES)
+            yield handle.read(length).decode("utf-8", errors="replace")
+        return
+    raw = file.read_bytes()
+    if suffix == ".parquet":
+        yield from _of_table(raw)
+        return
+    yield raw.decode("utf-8", errors="replace")
+    if suffix in (".ipynb", ".json"):
+        with suppress(ValueError):  # without the escapes that could hide a name
+            yield json.dumps(json.loads(raw), ensure_ascii=False)
+    elif suffix in (".html", ".svg", ".xml"):
+        yield html.unescape(raw.decode("utf-8", errors="replace"))
+    elif suffix == ".gz":
+        with gzip.open(io.BytesIO(raw)) as packed:
+            yield packed.read(MOST_BYTES).decode("utf-8", errors="replace")
+    elif suffix in (".npz", ".zip", ".whl"):
+        with zipfile.ZipFile(io.BytesIO(raw)) as archive:
+            for entry in archive.infolist():
+                yield entry.filename
+                with archive.open(entry) as part:
+                    yield part.read(MOST_BYTES).decode("utf-8", errors="replace")
+    elif suffix in (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp"):
+        from PIL import Image
+
+        with Image.open(io.BytesIO(raw)) as picture:
+            notes = [*picture.info.items(), *picture.getexif().items()]
+            yield "\n".join(f"{key}: {value}" for key, value in notes)
+
+
+class _Names:
+    """Many names, sought at once: by their longest word in the words of a text, and then letter by letter."""
+
+    def __init__(self, names: Iterable[str]) -> None:
+        self.by_word: dict[str, list[str]] = {}
+        for name in names:
+            words = WORDS.findall(name)
+            if words:
+                self.by_word.setdefault(max(words, key=len), []).append(name)
+
+    def in_text(self, text: str) -> Iterator[str]:
+        for word in self.by_word.keys() & set(WORDS.findall(text)) if self.by_word else ():
+            yield from (name for name in self.by_word[word] if name in text)
+
+
+def _of_table(raw: bytes) -> Iterator[str]:
+    """Columns, values, what the file says of itself, and the least and greatest values that it notes."""
+    import pyarrow.parquet
+
+    file = pyarrow.parquet.ParquetFile(io.BytesIO(raw))
+    table, about = file.read(), file.metadata
+    yield "\n".join([*table.column_names, str(table.schema.metadata), str(about.created_by)])
+    for column in table.column_names:
+        values = dict.fromkeys(map(str, table[column].to_pylist()))
+        if any(re.search(r"[A-Za-z]{2}", value) for value in values):
+            yield "\n".join(values)
+    for group in range(about.num_row_groups):
+        for column in range(about.num_columns):
+            noted = about.row_group(group).column(column).statistics
+            if noted is not None and noted.has_min_max:
+                yield f"{noted.min}\n{noted.max}"
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return ""
