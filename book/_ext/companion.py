@@ -26,6 +26,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.add_css_file("companion.css")
     app.connect("html-page-context", choose_scripts, priority=900)
     app.connect("html-page-context", name_parts, priority=900)
+    app.connect("html-page-context", shut_out, priority=900)
     app.connect("build-finished", check_pages)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}
 
@@ -35,6 +36,20 @@ def choose_scripts(app: Sphinx, pagename: str, templatename: str, context: dict[
     if "Plotly.newPlot" in context.get("body", ""):
         app.add_js_file(offline.PLOTLY, priority=150)
     context["script_files"][:] = [file for file in context["script_files"] if "thebe" not in str(file)]
+
+
+# Scripts, styles, pictures and connections of this book alone; `file:` is this book too where it is opened from a disk.
+POLICY = (
+    "default-src 'self' file: data: blob:; script-src 'self' file: blob: 'unsafe-inline' 'unsafe-eval'; "
+    "style-src 'self' file: 'unsafe-inline'; object-src 'none'; base-uri 'self'; form-action 'self' file:"
+)
+
+
+def shut_out(app: Sphinx, pagename: str, templatename: str, context: dict[str, Any], doctree: Any) -> None:
+    """Forbid browsers to load anything from elsewhere, whatever a cell may have put on a page."""
+    context["metatags"] = (
+        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}" />{context.get("metatags", "")}'
+    )
 
 
 def name_parts(app: Sphinx, pagename: str, templatename: str, context: dict[str, Any], doctree: Any) -> None:

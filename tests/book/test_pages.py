@@ -72,6 +72,22 @@ def test_nothing_comes_from_the_network(book: Path) -> None:
     assert external_addresses(book / "book" / "_build" / "html") == {}
 
 
+@pytest.mark.browser
+@needs_chromium
+def test_a_page_runs_no_script_from_elsewhere(toy_book: Path, tmp_path: Path) -> None:
+    page = toy_book / "book" / "_build" / "html" / "glossary.html"
+    foreign = page.with_name("foreign.html")
+    tags = '<script src="http://127.0.0.1:9/x.js"></script><img src="http://127.0.0.1:9/x.png">'
+    foreign.write_text(page.read_text().replace("</article>", f"{tags}</article>"))
+    try:
+        with Browser(local=True) as browser:
+            browser.open(foreign)
+            refused = [error for error in browser.errors if "Content Security Policy" in error]
+            assert len(refused) == 2, browser.errors
+    finally:
+        foreign.unlink()
+
+
 def test_no_error_output_and_no_local_path_on_any_page(book: Path) -> None:
     for page in pages(book):
         text = page.read_text()
