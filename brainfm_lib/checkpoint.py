@@ -11,8 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from brainfm_lib.identity import write_atomic
+from brainfm_lib.integrity import damage, digests, set_aside
 
 SNAPSHOTS = "snapshots"
+STATE, DIGESTS = "state.json", "digests.json"
+KEPT = 2  # checkpoints: where the newest is damaged, the one before it goes on
 SMALLEST = 1 / 16  # share of a training after which its model is first kept
 
 
@@ -24,7 +27,7 @@ def save_checkpoint(
     history: list[dict[str, float]],
     **state: Any,
 ) -> None:
-    """Write ``checkpoint-<step>/`` into `folder` and drop older ones.
+    """Write ``checkpoint-<step>/`` into `folder` and drop all but the one before it.
 
     Args:
         folder: Of the run.
@@ -50,8 +53,9 @@ def save_checkpoint(
         save_file(host_state(model), temporary / "model.safetensors")
         save_file(moments, temporary / "optimiser.safetensors")
         pd.DataFrame(history).to_parquet(temporary / "metrics.parquet")
-        (temporary / "state.json").write_text(json.dumps({"step": step, **state}))
-    for old in checkpoints(folder):
+        (temporary / STATE).write_text(json.dumps({"step": step, **state}))
+        (temporary / DIGESTS).write_text(json.dumps(digests(temporary)))
+    for old in checkpoints(folder)[:-KEPT]:
         if old != target:
             shutil.rmtree(old.rename(old.with_name(f".{old.name}")))  # a kill in between leaves no half checkpoint
 
@@ -64,13 +68,15 @@ def checkpoints(folder: Path) -> list[Path]:
 def load_checkpoint(
     folder: Path, model: nn.Module, optimiser: torch.optim.Optimizer
 ) -> tuple[list[dict[str, float]], dict[str, Any]] | None:
-    """Put the newest checkpoint of `folder` into `model` and `optimiser`; return its history and state, or None."""
+    """Put the newest checkpoint of `folder` into `model` and `optimiser`; return its history and state, or None.
+
+    One whose files are not what was written is set aside, and the one before it is taken.
+    """
     from safetensors.torch import load_file
 
-    found = checkpoints(folder)
-    if not found:
+    newest = next(filter(_whole, reversed(checkpoints(folder))), None)
+    if newest is None:
         return None
-    newest = found[-1]
     model.load_state_dict(load_file(newest / "model.safetensors"))
     parameters = dict(model.named_parameters())
     for key, value in load_file(newest / "optimiser.safetensors").items():
@@ -80,7 +86,17 @@ def load_checkpoint(
         optimiser.state[parameter][entry] = value.to(parameter.device) if on_device else value
     rows = pd.read_parquet(newest / "metrics.parquet").to_dict("records")
     history = [{str(name): value for name, value in row.items() if pd.notna(value)} for row in rows]
-    return history, json.loads((newest / "state.json").read_text())
+    return history, json.loads((newest / STATE).read_text())
+
+
+def _whole(checkpoint: Path) -> bool:
+    try:
+        wrong = damage(checkpoint, json.loads((checkpoint / DIGESTS).read_text()))
+    except (OSError, ValueError):
+        wrong = DIGESTS
+    if wrong is not None:
+        set_aside(checkpoint, f"{wrong} is not what was written")
+    return wrong is None
 
 
 def snapshot_steps(steps: int) -> list[int]:

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from brainfm_lib.errors import InputError
+from brainfm_lib.stopping import Terminated
 
 app = typer.Typer(
     help="Masked and predictive pretraining on 3D brain MRI.",
@@ -24,6 +25,10 @@ ManifestOption = Annotated[Path | None, typer.Option("--manifest", help="Data ma
 ReportOption = Annotated[Path | None, typer.Option("--report", help="Write an HTML page: tables, and how scans look.")]
 INTERRUPTED = 130  # status after Ctrl-C
 REFUSED = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}  # by the disk, not by a mistake of ours
+SMALLER = (
+    "memory ran out; what was done before is kept. Take a smaller optimiser.batch_size, or more parts of it "
+    "(optimiser.accumulate)."
+)
 LISTED = 20  # named on the terminal for each rule that is broken
 ProfileOption = Annotated[str, typer.Option(help="tiny, quick, reference, paper, replica, or a YAML file.")]
 ObjectiveOption = Annotated[str, typer.Option(help="mae, sl-mae, jepa, vcr-jepa, or all.")]
@@ -52,6 +57,17 @@ def _run(command: Callable[[], object]) -> None:
         where = f": {error.filename}" if error.filename else ""
         print(f"brainfm: {error.strerror}{where}. What was done before is kept.", file=sys.stderr)
         raise SystemExit(1) from None
+    except MemoryError:
+        print(f"brainfm: {SMALLER}", file=sys.stderr)
+        raise SystemExit(1) from None
+    except RuntimeError as error:  # torch has a class of its own for each allocator
+        if "out of memory" not in str(error).lower() and "can't allocate memory" not in str(error).lower():
+            raise
+        print(f"brainfm: {SMALLER}", file=sys.stderr)
+        raise SystemExit(1) from None
+    except Terminated as end:
+        print(f"brainfm: {end}.", file=sys.stderr)
+        raise
     except SystemExit as end:  # typer makes this of Ctrl-C and says nothing
         if end.code == INTERRUPTED:
             print("brainfm: interrupted; what was done is kept, the same command goes on from there.", file=sys.stderr)

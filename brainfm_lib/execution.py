@@ -176,7 +176,7 @@ def clean(executed: Path, page: str, title: str = "") -> tuple[str, dict[str, st
         cell.metadata.pop("execution", None)
         tags = cell.metadata.get("tags", [])
         if "injected-parameters" in tags:
-            cell.metadata["tags"] = [*tags, "hide-input"]
+            cell.metadata["tags"], cell["id"] = [*tags, "hide-input"], "injected-parameters"  # papermill draws one anew
         for output in cell.get("outputs", []):
             if "text/html" in output.get("data", {}):
                 output["data"]["text/html"] = _ICON.sub("", output["data"]["text/html"])

@@ -20,7 +20,14 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from brainfm_lib.card import KEY, TRAINED_ON, model_card
-from brainfm_lib.checkpoint import host_state, keep_snapshot, load_checkpoint, save_checkpoint, snapshot_steps
+from brainfm_lib.checkpoint import (
+    checkpoints,
+    host_state,
+    keep_snapshot,
+    load_checkpoint,
+    save_checkpoint,
+    snapshot_steps,
+)
 from brainfm_lib.data.augment import AugmentConfig, augment, draw_augmentation, zscore
 from brainfm_lib.data.batches import Batches, batch_rows
 from brainfm_lib.data.geometry import Geometry
@@ -33,6 +40,7 @@ from brainfm_lib.models.vit import compile_blocks, recompute_activations
 from brainfm_lib.objectives import ObjectiveConfig, build_model, compute_loss, regularise_ahead
 from brainfm_lib.optimiser import OptimiserConfig, make_optimiser
 from brainfm_lib.ranks import sum_over_ranks
+from brainfm_lib.stopping import Sigterm, Terminated, diverged
 from brainfm_lib.streams import stream
 from brainfm_lib.tokens import patch_grid
 
@@ -149,6 +157,7 @@ class Trainer:
 
         Raises:
             InputError: Loss or gradient is not finite.
+            Terminated: SIGTERM came; a checkpoint of that very step was written.
         """
         optimiser = self.config.optimiser
         self.resume()
@@ -164,7 +173,7 @@ class Trainer:
             mininterval=1.0,
         )
         upcoming = next(rows)
-        try:
+        with bar, Sigterm() as sigterm:  # Ctrl-C may come in mid-step: the last checkpoint stands, none is written
             while self.step < optimiser.steps:
                 last = self.step + 1 == optimiser.steps
                 logs = last or (self.step + 1) % log_every == 0
@@ -183,8 +192,9 @@ class Trainer:
                     if time.perf_counter() - saved > CHECKPOINT_SECONDS and not last:
                         self.save()
                         saved = time.perf_counter()
-        finally:  # Ctrl-C may come in the middle of a step: the last checkpoint stands, nothing is saved here
-            bar.close()
+                if sigterm.asked and not last:
+                    self.save()
+                    raise Terminated(f"terminated at step {self.step}; the same command goes on from there")
         return self.finish()
 
     def _mine(self, rows: np.ndarray) -> slice:
@@ -303,10 +313,8 @@ class Trainer:
         together = sum_over_ranks(torch.stack(list(means.values()))) / self.world
         values = dict(zip(means, together.tolist()))
         if not math.isfinite(values["loss"] + values["gradient_norm"]):
-            raise InputError(
-                f"Loss or gradient of {self.config.objective.arm} is not finite at step {self.step} (learning rate "
-                f"{self.config.optimiser.lr_at(self.step):.2g}): lower optimiser.lr."
-            )
+            arm, optimiser = self.config.objective.arm, self.config.optimiser
+            raise InputError(diverged(arm, optimiser, self.step, pending, checkpoints(self.folder)))
         seen = self.step * self.config.optimiser.batch_size
         row = {"step": float(self.step), "volumes": float(seen), "seconds": self.seconds, **values}
         row["lr"] = self.config.optimiser.lr_at(self.step - 1)

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib import metadata
@@ -23,11 +24,12 @@ from filelock import FileLock, Timeout
 
 from brainfm_lib.errors import InputError
 from brainfm_lib.identity import canonical, code_digest, stable_hash, write_atomic
+from brainfm_lib.integrity import damage, digests, set_aside
 from brainfm_lib.paths import project_root, runs_dir, shipped_dir
 
 PROVENANCE = "provenance.json"
 # How results are filed says nothing about what they are: changing these modules makes no run stale.
-PLUMBING = ("brainfm_lib.runs", "brainfm_lib.paths", "brainfm_lib.errors", "brainfm_lib.identity")
+PLUMBING = tuple(f"brainfm_lib.{name}" for name in ("runs", "paths", "errors", "identity", "integrity"))
 PACKAGES = ("torch", "numpy", "scipy", "scikit-learn", "pandas", "accelerate", "nibabel", "nilearn")
 
 
@@ -122,11 +124,44 @@ class Run:
 
 
 def find(config: RunConfig) -> Run | None:
-    """Return the finished run of `config`, made here or shipped, or None."""
-    for folder in (runs_dir() / config.id, shipped_dir() / "runs" / config.loose_id):
+    """Return the finished run of `config`, made here or shipped, or None; whether it is whole is not looked at."""
+    for folder in _places(config):
         if (folder / PROVENANCE).is_file():
-            return Run(folder)
+            with suppress(InputError):  # a provenance that cannot be read vouches for nothing
+                return Run(folder)
     return None
+
+
+def find_whole(config: RunConfig) -> Run | None:
+    """The same, its files compared with their digests, once in a process: to be used before what is in them is.
+
+    A run that is damaged is set aside; then there is none.
+
+    Raises:
+        InputError: The damaged run came with the project.
+    """
+    for folder in _places(config):
+        if not (folder / PROVENANCE).is_file():
+            continue
+        try:
+            run = Run(folder)
+            wrong = None if folder in _whole else damage(folder, run.provenance.get("files", {}))
+        except InputError:
+            wrong = PROVENANCE
+        if wrong is None:
+            _whole.add(folder)
+            return run
+        if folder.is_relative_to(shipped_dir()):
+            raise InputError(f"{folder / wrong} is not the file that came with the project: restore it.")
+        set_aside(folder, f"{wrong} is not what was written")
+    return None
+
+
+_whole: set[Path] = set()  # folders of runs whose files this process has compared
+
+
+def _places(config: RunConfig) -> tuple[Path, Path]:
+    return runs_dir() / config.id, shipped_dir() / "runs" / config.loose_id
 
 
 def ensure(config: RunConfig, make: Callable[[Path], Mapping[str, Any] | None]) -> Run:
@@ -140,7 +175,7 @@ def ensure(config: RunConfig, make: Callable[[Path], Mapping[str, Any] | None]) 
     Raises:
         InputError: The store cannot be written.
     """
-    run = find(config)
+    run = find_whole(config)
     if run is not None:
         return run
     root = runs_dir()
@@ -151,7 +186,7 @@ def ensure(config: RunConfig, make: Callable[[Path], Mapping[str, Any] | None]) 
             f"{root} cannot be written ({error.strerror}): set BRAINFM_RUNS to a folder that can."
         ) from error
     with _hold(root / ".locks", config.id):
-        run = find(config)  # the one who held the lock may have made it
+        run = find_whole(config)  # the one who held the lock may have made it
         if run is not None:
             return run
         working = root / f".partial-{config.id}"
@@ -161,11 +196,13 @@ def ensure(config: RunConfig, make: Callable[[Path], Mapping[str, Any] | None]) 
             extra = dict(make(working) or {})
             (working / "config.yaml").write_text(yaml.safe_dump(_description(config), sort_keys=False))
             provenance = _provenance(config, time.perf_counter() - start) | extra
+            provenance["files"] = digests(working)
             with write_atomic(working / PROVENANCE) as path:
                 path.write_text(json.dumps(provenance, indent=2))
         for scratch in [*working.glob("checkpoint-*"), *working.glob(".*")]:
             shutil.rmtree(scratch) if scratch.is_dir() else scratch.unlink()
         working.replace(root / config.id)
+    _whole.add(root / config.id)
     return Run(root / config.id)
 
 

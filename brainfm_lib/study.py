@@ -17,7 +17,7 @@ from brainfm_lib.data.manifest import load_manifest
 from brainfm_lib.errors import InputError
 from brainfm_lib.identity import stable_hash, write_atomic
 from brainfm_lib.objectives import ARMS, CONTROL
-from brainfm_lib.runs import Run, RunConfig, ensure, find
+from brainfm_lib.runs import Run, RunConfig, ensure, find, find_whole
 from brainfm_lib.study_evaluation import JUDGED
 from brainfm_lib.study_structure import StudyStructure
 from brainfm_lib.verdict import AUXILIARY, REGULARISED
@@ -138,7 +138,7 @@ class Study(StudyStructure):
             InputError: The request asks what an encoder reaches on a task, and the audit found a leak there.
         """
         config = self.config(request)
-        found = find(config)
+        found = find_whole(config)
         kind, *words = request.split(":")
         if kind in JUDGED:
             self.refuse_leaks([words[1]], [words[0]])
@@ -155,7 +155,7 @@ class Study(StudyStructure):
         ``<request>@seed=1``, ``<request>@lr=0.001`` or ``<request>@weight=0`` asks for the run as another seed, another
         learning rate or another weight of its arm's auxiliary objective would make it, see `variant`.
         """
-        found = find(self._config_of(request))
+        found = find_whole(self._config_of(request))
         self._asked.append(request)
         if found is not None:
             self.used[request] = found

@@ -14,6 +14,7 @@ from filelock import FileLock
 from tqdm import tqdm
 
 from brainfm_lib.identity import write_atomic
+from brainfm_lib.integrity import read_table, write_table
 from brainfm_lib.paths import store_dir
 
 CACHE = "file-digests.parquet"
@@ -44,7 +45,7 @@ def file_digests(paths: Sequence[str], *, progress: bool = True) -> tuple[list[s
             known = {**_load(cache), **made}
             rows = [(*key, digest) for key, digest in sorted(known.items())]
             with write_atomic(cache) as temporary:
-                pd.DataFrame(rows, columns=COLUMNS).to_parquet(temporary, index=False)
+                write_table(pd.DataFrame(rows, columns=COLUMNS), temporary)
     found = [known.get(key, "") if key is not None else "" for key in keys]
     for path, digest in zip(paths, found):
         if not digest:
@@ -76,7 +77,7 @@ def _digest(path: str) -> str:
 
 
 def _load(cache: Path) -> dict[tuple[str, int, int], str]:
-    if not cache.is_file():
+    table = read_table(cache)
+    if table is None:
         return {}
-    table = pd.read_parquet(cache)
     return {(path, size, changed): digest for path, size, changed, digest in table[COLUMNS].itertuples(index=False)}

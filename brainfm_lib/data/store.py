@@ -5,9 +5,11 @@ from __future__ import annotations
 import base64
 import json
 import os
+import zlib
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -23,6 +25,7 @@ from brainfm_lib.data.storage import as_float, as_stored
 from brainfm_lib.data.tables import REFUSED as REFUSED_COLUMNS
 from brainfm_lib.errors import InputError, RefusedScan
 from brainfm_lib.identity import code_digest, stable_hash, write_atomic
+from brainfm_lib.integrity import read_table, set_aside, write_table
 from brainfm_lib.paths import store_dir
 
 if TYPE_CHECKING:
@@ -31,7 +34,7 @@ if TYPE_CHECKING:
 INDEX = "index.parquet"
 REFUSED = "refused.parquet"
 PENDING = ".pending.jsonl"  # what was made since the index was written, a line a scan: a kill loses none of it
-FORMAT = 2  # of the folder
+FORMAT = 3  # of the folder
 PHANTOM_BATCH = 4
 WORKERS = 8  # threads at most
 HEADER_ONLY = ("brainfm_lib", "brainfm_lib.data")  # packages that only re-export: no part of what makes a volume
@@ -49,6 +52,7 @@ class Volumes:
     def __init__(self, cohort: Cohort, geometry: Geometry, folder: Path, refused: pd.DataFrame) -> None:
         self.cohort, self.geometry, self.folder, self.refused = cohort, geometry, folder, refused
         self._files = [folder / file_name(digest) for digest in cohort.scans["digest"]]
+        self._compared = _compared.setdefault(folder, set())
 
     def __len__(self) -> int:
         return len(self._files)
@@ -75,8 +79,28 @@ class Volumes:
         """Volumes (B, D, H, W) of these rows as they are stored."""
         out = np.empty((len(rows), *self.geometry.grid), self.geometry.storage)
         for place, row in enumerate(rows):
-            _read_into(self._files[row], out[place])
+            self._read(row, out[place])
         return out
+
+    def _read(self, row: int, out: np.ndarray) -> None:
+        """Read a volume into `out`; the first time in this process its checksum is compared, and it is made again."""
+        file = self._files[row]
+        whole = _read_into(file, out)
+        if whole and file.name in self._compared:
+            return
+        if not whole or checksum(out) != self._checksums[file.name]:
+            set_aside(file, "its checksum does not hold" if whole else "it is cut off or gone")
+            self._compared.discard(file.name)
+            again = open_volumes(self.cohort.select([row]), self.geometry, progress=False)
+            self.__dict__.pop("_checksums", None)
+            if not _read_into(again._files[0], out) or checksum(out) != self._checksums[file.name]:
+                raise InputError(f"{file} cannot be read as it was written, even made again: look after the disk.")
+        self._compared.add(file.name)
+
+    @cached_property
+    def _checksums(self) -> dict[str, int]:
+        index = pd.read_parquet(self.folder / INDEX, columns=["file", "checksum"])
+        return dict(zip(index["file"], index["checksum"]))
 
     def select(self, rows: Any) -> Volumes:
         """Some of the volumes: a boolean mask or positions."""
@@ -85,6 +109,9 @@ class Volumes:
     def _index(self, columns: list[str] | None = None) -> pd.DataFrame:
         index = pd.read_parquet(self.folder / INDEX, columns=columns).set_index("file")
         return index.loc[[file.name for file in self._files]].reset_index(drop=True)
+
+
+_compared: dict[Path, set[str]] = {}  # folder -> volumes whose checksums this process has compared
 
 
 class VolumeSet:
@@ -176,13 +203,24 @@ def open_volumes(
     return Volumes(kept, geometry, folder, refused)
 
 
-def _read_into(file: Path, out: np.ndarray) -> None:
-    """Read a volume of the shape and type of `out` into it: for files of our own, several times as fast as np.load."""
-    with file.open("rb", buffering=0) as handle:
-        start = handle.read(10)
-        handle.seek(10 + int.from_bytes(start[8:10], "little"))
-        if handle.readinto(out.reshape(-1).view(np.uint8)) != out.nbytes:  # type: ignore[arg-type]
-            raise InputError(f"{file} is cut off: delete it, and it is prepared again.")
+def _read_into(file: Path, out: np.ndarray) -> bool:
+    """Read a volume of the shape and type of `out` into it: for files of our own, several times as fast as np.load.
+
+    Returns:
+        Whether the file is there and as long as it should be.
+    """
+    try:
+        with file.open("rb", buffering=0) as handle:
+            start = handle.read(10)
+            handle.seek(10 + int.from_bytes(start[8:10], "little"))
+            return handle.readinto(out.reshape(-1).view(np.uint8)) == out.nbytes  # type: ignore[arg-type]
+    except FileNotFoundError:
+        return False
+
+
+def checksum(volume: np.ndarray) -> int:
+    """CRC-32 of a volume's bytes as they are stored."""
+    return zlib.crc32(np.ascontiguousarray(volume).reshape(-1).view(np.uint8).data)
 
 
 def file_name(digest: str) -> str:
@@ -197,7 +235,8 @@ def _missing(cohort: Cohort, geometry: Geometry, folder: Path) -> list[int]:
         size = int(np.prod(geometry.grid)) * np.dtype(geometry.storage).itemsize
         with os.scandir(folder) as entries:
             whole = {entry.name for entry in entries if entry.name.endswith(".npy") and entry.stat().st_size > size}
-        ready = whole & set(pd.read_parquet(folder / INDEX, columns=["file"])["file"])
+        index = read_table(folder / INDEX, ["file", "checksum"])
+        ready = set() if index is None else whole & set(index["file"])
     refused = _known_refusals(folder)
     first = ~cohort.scans["digest"].duplicated()
     return [
@@ -209,10 +248,8 @@ def _missing(cohort: Cohort, geometry: Geometry, folder: Path) -> list[int]:
 
 def _known_refusals(folder: Path) -> dict[str, tuple[str, str]]:
     """Digest -> rule and reason."""
-    if not (folder / REFUSED).is_file():
-        return {}
-    table = pd.read_parquet(folder / REFUSED)
-    return dict(zip(table["digest"], zip(table["rule"], table["reason"])))
+    table = read_table(folder / REFUSED)
+    return {} if table is None else dict(zip(table["digest"], zip(table["rule"], table["reason"])))
 
 
 def _prepare(cohort: Cohort, geometry: Geometry, folder: Path, progress: bool) -> dict[str, tuple[str, str]]:
@@ -238,7 +275,7 @@ def _prepare(cohort: Cohort, geometry: Geometry, folder: Path, progress: bool) -
                     name = file_name(digest)
                     with write_atomic(folder / name) as temporary, temporary.open("wb") as handle:
                         np.save(handle, stored, allow_pickle=False)
-                    note = {"file": name, **info}
+                    note = {"file": name, "checksum": checksum(stored), **info}
                 pending.write(json.dumps(note) + "\n")
                 pending.flush()
     finally:
@@ -333,9 +370,9 @@ def _append(path: Path, rows: list[dict[str, Any]], key: str) -> None:
     """Add rows to a table, atomically; of two rows with one key the new one stays, and order is by key."""
     if not rows:
         return
-    table = pd.DataFrame(rows)
-    if path.is_file():
-        table = pd.concat([pd.read_parquet(path), table], ignore_index=True)
+    table, before = pd.DataFrame(rows), read_table(path)
+    if before is not None:
+        table = pd.concat([before, table], ignore_index=True)
     table = table.drop_duplicates(key, keep="last").sort_values(key, ignore_index=True)
     with write_atomic(path) as temporary:
-        table.to_parquet(temporary, index=False)
+        write_table(table, temporary)

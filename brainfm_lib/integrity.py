@@ -1,0 +1,69 @@
+"""Files that are not what was written are noticed before they are used, set aside under another name, and remade."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import pandas as pd
+
+DAMAGED = ".damaged-"  # how the name of what was set aside begins
+FAILED = (OSError, ValueError, KeyError)  # what reading a damaged table raises; pyarrow's errors are among them
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """SHA-256 (hex) of every file below a folder, by its path in it; hidden ones and checkpoints are left out."""
+    found = {}
+    for file in sorted(path for path in folder.rglob("*") if path.is_file()):
+        parts = file.relative_to(folder).parts
+        if not any(part.startswith((".", "checkpoint-")) for part in parts):
+            found["/".join(parts)] = _digest(file)
+    return found
+
+
+def damage(folder: Path, expected: Mapping[str, str]) -> str | None:
+    """The first file below a folder that is missing or not what was written, or None."""
+    for name, digest in expected.items():
+        try:
+            if _digest(folder / name) != digest:
+                return name
+        except OSError:
+            return name
+    return None
+
+
+def set_aside(path: Path, why: str) -> None:
+    """Give a damaged file or folder another name, beside its own, and say so on stderr; nothing is deleted."""
+    target = path.with_name(f"{DAMAGED}{path.name}-{time.time_ns()}")
+    try:
+        path.replace(target)
+    except FileNotFoundError:  # another process was first
+        return
+    print(f"brainfm: {path.name} is damaged ({why}): it is set aside as {target.name} and made again.", file=sys.stderr)
+
+
+def read_table(path: Path, columns: list[str] | None = None) -> pd.DataFrame | None:
+    """A table of our own, its checksums compared; None where there is none, or where it was damaged and set aside."""
+    try:
+        return pd.read_parquet(path, columns=columns, page_checksum_verification=True)
+    except FileNotFoundError:
+        return None
+    except FAILED as error:
+        if isinstance(error, PermissionError) or not os.access(path, os.R_OK):
+            raise
+        set_aside(path, "its checksums do not hold")
+        return None
+
+
+def write_table(table: pd.DataFrame, path: Path) -> None:
+    """Write a table with checksums."""
+    table.to_parquet(path, index=False, write_page_checksum=True)
+
+
+def _digest(file: Path) -> str:
+    with file.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()

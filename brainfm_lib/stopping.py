@@ -1,0 +1,71 @@
+"""Why a training ends before its time: SIGTERM, as schedulers send it, and a loss that is no number."""
+
+from __future__ import annotations
+
+import math
+import signal
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from brainfm_lib.optimiser import OptimiserConfig
+
+TERMINATED = 128 + signal.SIGTERM  # a process' status after SIGTERM
+
+
+class Terminated(SystemExit):
+    """Work stopped where it can go on, because SIGTERM came; ends the process with status 143."""
+
+    def __init__(self, said: str) -> None:
+        super().__init__(TERMINATED)
+        self.said = said
+
+    def __str__(self) -> str:
+        return self.said
+
+
+class Sigterm:
+    """While it is entered, SIGTERM sets `asked` and does nothing else; outside the main thread nothing changes."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        self._before: Any = None
+
+    def __enter__(self) -> Sigterm:
+        if threading.current_thread() is threading.main_thread():
+            self._before = signal.signal(signal.SIGTERM, self._ask)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._before is not None:
+            signal.signal(signal.SIGTERM, self._before)
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        self.asked = True
+
+
+def diverged(
+    arm: str, optimiser: OptimiserConfig, step: int, pending: Sequence[Mapping[str, Tensor]], kept: Sequence[Path]
+) -> str:
+    """What to say where loss or gradient is not finite.
+
+    Args:
+        arm: Whose.
+        optimiser: Its learning rate.
+        step: Steps done.
+        pending: Terms of the last steps, up to `step`.
+        kept: Checkpoints, oldest first.
+    """
+    sound = [all(math.isfinite(float(terms[name])) for name in ("loss", "gradient_norm")) for terms in pending]
+    first = step - len(pending) + 1 + (sound.index(False) if False in sound else 0)
+    last = f"the state of step {int(kept[-1].name.rpartition('-')[2])} is kept" if kept else "no state was kept yet"
+    return (
+        f"Loss or gradient of {arm} is not finite at step {first} (learning rate {optimiser.lr_at(first - 1):.2g}; "
+        f"{last}). Most likely the rate is too high: lower optimiser.lr to {optimiser.lr / 2:g}, or arm_lr of this arm "
+        "alone."
+    )
