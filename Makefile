@@ -16,7 +16,7 @@ TORCH := $(shell sed -n 's/^torch==/torch==/p' constraints.txt)
 unexport PYTHONDONTWRITEBYTECODE
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: book test lab lint clean install
+.PHONY: book test soak lab lint clean install
 .DEFAULT_GOAL := book
 
 install: $(STAMP)
@@ -37,6 +37,10 @@ book: $(STAMP)
 
 test: $(STAMP) $(AXE)
 	$(VENV)/bin/python -m pytest -n 2 --dist loadfile
+
+# The fault tests in full: hundreds of kills, thousands of broken files; an hour and more.
+soak: $(STAMP)
+	BRAINFM_SOAK=1 $(VENV)/bin/python -m pytest tests/faults --timeout 7200
 
 # What judges the pages' accessibility; without npm its test is skipped.
 $(AXE): $(STAMP)

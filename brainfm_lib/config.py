@@ -13,6 +13,7 @@ import yaml
 from brainfm_lib.data.augment import AugmentConfig
 from brainfm_lib.data.geometry import Geometry
 from brainfm_lib.data.manifest import Manifest
+from brainfm_lib.data.strict_yaml import load_yaml
 from brainfm_lib.errors import InputError
 from brainfm_lib.finetune import FinetuneConfig
 from brainfm_lib.losses.spectral import SpectralConfig
@@ -126,7 +127,7 @@ def load_profile(name: str, overrides: Mapping[str, Any] | None = None) -> Profi
         known = ", ".join(sorted(path.stem for path in PROFILES.glob("*.yaml")))
         raise InputError(f"There is no profile {name!r}: choose among {known}, or give the path of a YAML file.")
     try:
-        values = yaml.safe_load(file.read_text(encoding="utf-8"))
+        values = load_yaml(file.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"{file.name} is not YAML ({' '.join(str(error).split())}).") from error
     for dotted, value in (overrides or {}).items():

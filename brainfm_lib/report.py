@@ -24,6 +24,7 @@ from typing import Any, TextIO
 import yaml
 from filelock import FileLock
 
+from brainfm_lib.data.strict_yaml import load_yaml
 from brainfm_lib.errors import InputError
 from brainfm_lib.identity import PACKAGE, code_digest, imported_modules, stable_hash, write_atomic
 
@@ -143,7 +144,12 @@ def profile_parameters(root: Path, profile: str, pages: list[Page]) -> dict[str,
     if not file.is_file():
         known = ", ".join(sorted(f.stem for f in folder.glob("*.yaml")))
         raise InputError(f"No profile {profile!r} in {folder}: set BRAINFM_PROFILE to one of {known}.")
-    values = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+    try:
+        values = load_yaml(file.read_text(encoding="utf-8")) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{file} is not YAML ({' '.join(str(error).split())}): mend that line.") from error
+    if not isinstance(values, dict):
+        raise InputError(f"{file} must hold names and values, such as 'profile: quick'.")
     declared = {page.name: declared_parameters(page) for page in pages}
     unknown = set(values).difference(*declared.values()) if declared else set()
     if unknown:

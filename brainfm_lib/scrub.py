@@ -93,7 +93,7 @@ def look_through(folder: Path, names: Iterable[str] = (), phantoms: Iterable[str
     """What in a folder should not be published.
 
     Args:
-        folder: Searched with all its subfolders; links are not followed.
+        folder: searched with all folders in it; links are not followed.
         names, phantoms: From `names_of`.
 
     Raises:

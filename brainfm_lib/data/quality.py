@@ -63,7 +63,7 @@ def open_scan(path: str | Path, settings: IngestSettings) -> Any:
     try:
         image: Any = nibabel.load(path)
         kind = image.get_data_dtype()
-    except (OSError, EOFError, ValueError, zlib.error, nibabel.filebasedimages.ImageFileError) as error:
+    except (OSError, EOFError, ValueError, OverflowError, zlib.error, nibabel.filebasedimages.ImageFileError) as error:
         raise RefusedScan(
             "file",
             f"{path}: this is no readable scan ({words(error)}): copy or convert it anew.",
@@ -146,7 +146,7 @@ def read_voxels(image: Any, path: str | Path) -> np.ndarray:
     """
     try:
         data = _unpacked(image, str(path))
-    except (OSError, EOFError, ValueError, zlib.error, isal_zlib.error, MemoryError) as error:  # type: ignore[misc]
+    except (OSError, EOFError, ValueError, OverflowError, zlib.error, isal_zlib.error, MemoryError) as error:  # type: ignore[misc]
         if isinstance(error, MemoryError) or getattr(error, "errno", None) is not None:
             raise UnreadableError(
                 f"{path}: the voxels could not be read ({words(error)}): mend disk, network or memory, and try again."

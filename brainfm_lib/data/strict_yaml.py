@@ -7,16 +7,25 @@ from typing import Any
 import yaml
 
 MOST_VALUES = 100_000  # in a file, anchors written out
+MOST_LETTERS = 2_000_000
 
 
 def load_yaml(text: str) -> Any:
     """Read one YAML document of plain values.
 
     Raises:
-        yaml.YAMLError: It is not valid, has a tag, a key twice, a merge key, or values that unfold without end.
+        yaml.YAMLError: It is not valid, has a tag, a key twice, a merge key, values that unfold or nest without end, or
+            is of a size that nobody writes.
     """
-    content = yaml.load(text, Loader=_StrictLoader)
-    _unfolded(content, {}, set())
+    if len(text) > MOST_LETTERS:
+        raise yaml.YAMLError(f"it has more than {MOST_LETTERS:,} letters")
+    try:
+        content = yaml.load(text, Loader=_StrictLoader)
+        _unfolded(content, {}, set())
+    except RecursionError:
+        raise yaml.YAMLError("its values are nested too deep") from None
+    except (ValueError, OverflowError) as error:  # a date that is none, a number of too many digits
+        raise yaml.YAMLError(str(error)) from error
     return content
 
 

@@ -232,7 +232,10 @@ def choose(cells: tuple[Cell, ...], expression: str | None) -> tuple[Cell, ...]:
         if any(name not in cell.point for cell in cells):
             known = ", ".join(cells[0].point) if cells else "none"
             raise InputError(f"--only names {name!r}, which this sweep does not set: its names are {known}.")
-        value = yaml.safe_load(text)
+        try:
+            value = load_yaml(text)
+        except yaml.YAMLError as error:
+            raise InputError(f"--only {condition!r} cannot be read: {text!r} is no value.") from error
         cells = tuple(cell for cell in cells if _holds(cell.point[name], sign, value))
     return cells
 
