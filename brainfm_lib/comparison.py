@@ -142,8 +142,13 @@ def one_scan(reconstructions: Mapping[str, Run], number: int = 0) -> dict[str, n
     return found
 
 
+FEWEST_FOR_CKA = 4
+
+
 def similarity_table(pooled: Mapping[str, np.ndarray]) -> pd.DataFrame:
-    """Debiased CKA of every two encoders' pooled features (n, E) of the same scans: square, by arm."""
+    """Debiased CKA of every two encoders' pooled features (n, E) of the same scans, by arm; empty below four."""
+    if any(len(features) < FEWEST_FOR_CKA for features in pooled.values()):
+        return pd.DataFrame()
     found = {a: {b: debiased_cka(pooled[a], pooled[b]) for b in pooled} for a in pooled}
     return pd.DataFrame(found, index=list(pooled), columns=list(pooled))
 

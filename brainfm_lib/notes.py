@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import pandas as pd
-from IPython.display import Markdown
 
 from brainfm_lib import causal
 from brainfm_lib.comparison import PREDICTORS
@@ -15,6 +14,7 @@ from brainfm_lib.matching import unmatched
 from brainfm_lib.structure import ordering
 from brainfm_lib.tables.style import DECIDED
 from brainfm_lib.verdict import CNN, NUISANCE, REGULARISED, SHUFFLED, TRANSDUCTIVE, rule, verdicts
+from brainfm_lib.words import Words
 
 if TYPE_CHECKING:
     from brainfm_lib.runs import Run
@@ -26,7 +26,7 @@ LEVEL = "tokens, position removed"
 THROUGH = {"position_mean": "the position mean", "interpolation": "the position mean with interpolation"}
 
 
-def headline(results: pd.DataFrame, differences: pd.DataFrame) -> Markdown:
+def headline(results: pd.DataFrame, differences: pd.DataFrame) -> Words:
     """What beats what and what does not, a paragraph a protocol.
 
     Args:
@@ -35,10 +35,10 @@ def headline(results: pd.DataFrame, differences: pd.DataFrame) -> Markdown:
     """
     table = pd.concat([results, differences], ignore_index=True) if len(differences) else results
     parts = [*verdicts(table).values(), rule(table)] if len(table) else ["Nothing was probed."]
-    return Markdown("\n\n".join(parts))
+    return Words("\n\n".join(parts))
 
 
-def study_note(study: Study) -> Markdown:
+def study_note(study: Study) -> Words:
     """What data this is: simulated or real, how much of it, under which profile and seed."""
     names = study.cohorts_in_use
     phantom = [name for name in names if study.manifest.cohorts[name].kind == "phantom"]
@@ -60,20 +60,20 @@ def study_note(study: Study) -> Markdown:
     parts.append(
         f"Profile `{study.profile_name}`, seed {study.seed}; volumes of {grid} voxels of {geometry.spacing:g} mm."
     )
-    return Markdown(" ".join(parts))
+    return Words(" ".join(parts))
 
 
-def skipped_note(study: Study) -> Markdown:
+def skipped_note(study: Study) -> Words:
     """Tasks that cannot be run because their cohort is absent."""
     skipped = study.manifest.skipped_tasks()
     if not skipped:
-        return Markdown("Every task of the manifest has its data present.")
-    return Markdown(
+        return Words("Every task of the manifest has its data present.")
+    return Words(
         "Left out, because their data are absent: " + "; ".join(f"`{t}` ({why})" for t, why in skipped.items()) + "."
     )
 
 
-def heldout_note(metrics: Mapping[str, pd.DataFrame]) -> Markdown:
+def heldout_note(metrics: Mapping[str, pd.DataFrame]) -> Words:
     """Whether each arm's held-out loss fell, and whether it was still falling at the end."""
     lines = []
     for arm, table in metrics.items():
@@ -85,10 +85,10 @@ def heldout_note(metrics: Mapping[str, pd.DataFrame]) -> Markdown:
             lines.append(f"{title(arm)} {moved} ({first:.3f} to {last:.3f}) {end}")
     note = "The first value is taken in the course of training, not before it."
     jepa = "A JEPA's target moves with its encoder: its loss can rise while it learns, and fall while it collapses."
-    return Markdown(f"Held-out loss: {'; '.join(lines)}. {note} {jepa}" if lines else "No held-out loss was recorded.")
+    return Words(f"Held-out loss: {'; '.join(lines)}. {note} {jepa}" if lines else "No held-out loss was recorded.")
 
 
-def error_note(errors: pd.DataFrame) -> Markdown:
+def error_note(errors: pd.DataFrame) -> Words:
     """Which arms beat which trivial predictor, by whether the paired interval excludes zero."""
     sentences = []
     for arm in dict.fromkeys(errors.loc[errors["baseline"] != "", "arm"]):
@@ -102,31 +102,29 @@ def error_note(errors: pd.DataFrame) -> Markdown:
         name = f"{title(arm)}, through a linear read-out," if rows["readout"].any() else title(arm)
         sentences.append(f"{name} {' and '.join(said)}")
     if not sentences:
-        return Markdown("No arm that is shown here predicts hidden voxels.")
-    return Markdown(
-        "; ".join(sentences) + ". (A paired 95 % interval over held-out subjects that excludes zero decides.)"
-    )
+        return Words("No arm that is shown here predicts hidden voxels.")
+    return Words("; ".join(sentences) + ". (A paired 95 % interval over held-out subjects that excludes zero decides.)")
 
 
-def explained_note(explained: pd.DataFrame) -> Markdown:
+def explained_note(explained: pd.DataFrame) -> Words:
     """How much of the hidden latents JEPA arms explain."""
     if explained.empty:
-        return Markdown("No arm that is shown here predicts latents.")
+        return Words("No arm that is shown here predicts latents.")
     parts = [
         f"{title(r['arm'])} explains {100 * r['estimate']:.0f} % [{100 * r['low']:.0f}, {100 * r['high']:.0f}]"
         + (", no more than the position mean does" if r["low"] <= 0 else "")
         for _, r in explained.iterrows()
     ]
-    return Markdown(
+    return Words(
         f"Of what varies in hidden latents at a given position, {'; '.join(parts)}. Each is a share of the arm's own "
         "latents: a large share of latents that vary in few directions is worth little, so read it beside their rank."
     )
 
 
-def resolution_note(table: pd.DataFrame) -> Markdown:
+def resolution_note(table: pd.DataFrame) -> Words:
     """Down to which wavelength predictions are right, and what the spectral loss changed above its cut-off."""
     if table.empty:
-        return Markdown("No arm that is shown here predicts voxels.")
+        return Words("No arm that is shown here predicts voxels.")
     rows = table.set_index("arm")
     reach = [f"{title(arm)} {_wavelength(half)}" for arm, half in rows["half"].items()]
     text = f"Coherence stays above one half down to wavelengths of: {', '.join(reach)}."
@@ -140,13 +138,13 @@ def resolution_note(table: pd.DataFrame) -> Markdown:
             f"{100 * plain['power']:.1f} % of the target's) {joint} its coherence there is {right} "
             f"({spectral['coherence']:.3f} against {plain['coherence']:.3f})."
         )
-    return Markdown(text)
+    return Words(text)
 
 
-def collapse_note(measures: Mapping[str, pd.DataFrame]) -> Markdown:
+def collapse_note(measures: Mapping[str, pd.DataFrame]) -> Words:
     """Whether any encoder's features, with positions removed, have collapsed into a few directions."""
     if not measures:
-        return Markdown("No encoder that is shown here has latents to measure.")
+        return Words("No encoder that is shown here has latents to measure.")
     rows = {arm: table.set_index("level").loc[LEVEL] for arm, table in measures.items()}
     collapsed = [
         title(arm)
@@ -166,25 +164,25 @@ def collapse_note(measures: Mapping[str, pd.DataFrame]) -> Markdown:
         if {arm, plain} <= set(rows) and arm == "vcr-jepa":
             more = "more" if rows[arm]["rankme_centred"] > rows[plain]["rankme_centred"] else "no more"
             text += f" {title(arm)} varies in {more} directions than {title(plain)}."
-    return Markdown(
+    return Words(
         f"{text} (A collapse is a RankMe below {100 * COLLAPSED:.0f} % of the width or below 2, or a share below "
         f"{100 * SHARE:.0f} %.)"
     )
 
 
-def matched_note(study: Study) -> Markdown:
+def matched_note(study: Study) -> Words:
     """Whether the arms differ in anything but their objective and a tuned learning rate."""
     differing = unmatched(study)
     if differing:
-        return Markdown(f"**The arms are not matched**: they differ in {_list([f'`{n}`' for n in differing])}.")
-    return Markdown(
+        return Words(f"**The arms are not matched**: they differ in {_list([f'`{n}`' for n in differing])}.")
+    return Words(
         "Of all settings (data and their order, seed, masks, augmentation, steps, batch, optimiser and schedule, "
         "encoder) the arms differ in their objective and the learning rate alone. FLOPs differ because a JEPA's target "
         "sees whole volumes."
     )
 
 
-def cnn_note(study: Study) -> Markdown:
+def cnn_note(study: Study) -> Words:
     """For how long the supervised network was trained, and what share of the dearest arm's FLOPs that is."""
     said = []
     for task in study.tasks:
@@ -193,17 +191,17 @@ def cnn_note(study: Study) -> Markdown:
             epochs, spent = run.provenance["epochs"], study.cnn_share(task, run.provenance["epochs"])
             said.append(f"{task} {epochs} epochs ({100 * spent:.0f} %)")
     if not said:
-        return Markdown("The supervised network has not been trained here.")
-    return Markdown(
+        return Words("The supervised network has not been trained here.")
+    return Words(
         f"The supervised network was trained for: {', '.join(said)}; in brackets the share of what the dearest arm "
         "spends on pretraining and fine-tuning (100 % but for rounding, unless the profile's `cnn.epochs` caps it)."
     )
 
 
-def trials_note(trials: pd.DataFrame, arms: Sequence[str]) -> Markdown:
+def trials_note(trials: pd.DataFrame, arms: Sequence[str]) -> Words:
     """How the learning rates of `arms` were chosen, and whether each has the best of those tried."""
     if any((trials["arm"] == arm).sum() < 2 for arm in arms) or not arms:
-        return Markdown(
+        return Words(
             "Learning rates were not tried here: `brainfm tune` pretrains every arm with the profile's `trial_lrs` and "
             "judges each on validation subjects."
         )
@@ -213,40 +211,40 @@ def trials_note(trials: pd.DataFrame, arms: Sequence[str]) -> Markdown:
     same = "the same number" if counts.nunique() == 1 else "**not the same number**"
     said = "each arm has the best of them" if not worse else f"**{_list(worse)} could have a better one**"
     source = " These trials ship with the project; `brainfm tune` makes them anew." if trials["shipped"].any() else ""
-    return Markdown(
+    return Words(
         f"Each rate is judged by the linear probe's AUROC over validation subjects, averaged over tasks; of {same} of "
         f"rates tried for each arm, {said}. No test subject is looked at.{source}"
     )
 
 
-def delong_note(differences: pd.DataFrame) -> Markdown:
+def delong_note(differences: pd.DataFrame) -> Words:
     """Whether DeLong's test says what the bootstrap says."""
     both = differences.dropna(subset=["p", "p_delong"])
     if both.empty:
-        return Markdown("DeLong's test applies to none of these comparisons (it needs one test set and two classes).")
+        return Words("DeLong's test applies to none of these comparisons (it needs one test set and two classes).")
     other = ((both["p"] < DECIDED) != (both["p_delong"] < DECIDED)).sum()
     apart = (both["p"] - both["p_delong"]).abs().max()
-    return Markdown(
+    return Words(
         f"DeLong's test of the same differences (where there is one test set and two classes: {len(both)} of "
         f"{len(differences)}) is at most {apart:.3f} away in p and decides {other} of them otherwise (unadjusted, "
         f"{DECIDED})."
     )
 
 
-def chance_note(results: pd.DataFrame) -> Markdown:
+def chance_note(results: pd.DataFrame) -> Words:
     """Which rows are above chance after Holm's adjustment, of how many."""
     if results.empty:
-        return Markdown("Nothing was probed.")
+        return Words("Nothing was probed.")
     results = results[~results["arm"].isin([NUISANCE, SHUFFLED])]
     sure = results[results["p_holm"] < 0.05]
     listed = "; ".join(f"{title(arm)} on {_list(list(rows['task']))}" for arm, rows in sure.groupby("arm", sort=False))
     said = f"{len(sure)} of {len(results)} rows" if len(sure) else f"None of the {len(results)} rows"
     rule = "permutation of subjects' labels, Holm over all rows, 0.05"
     verb = "is" if len(sure) < 2 else "are"
-    return Markdown(f"{said} {verb} above chance ({rule}){': ' + listed if len(sure) else ''}.")
+    return Words(f"{said} {verb} above chance ({rule}){': ' + listed if len(sure) else ''}.")
 
 
-def causal_note(study: Study, test: Run | None) -> Markdown:
+def causal_note(study: Study, test: Run | None) -> Words:
     """What came out of the causal test, or what has to be run before it can be said.
 
     Args:
@@ -255,7 +253,7 @@ def causal_note(study: Study, test: Run | None) -> Markdown:
     """
     if test is None:
         command = f"`brainfm causal --profile {study.profile_name} --seeds {causal.FEWEST}`"
-        return Markdown(f"**Not run yet**: {command} makes what is missing, and this page reads it.")
+        return Words(f"**Not run yet**: {command} makes what is missing, and this page reads it.")
     slopes, parts = test.table("slopes"), primary_verdicts(test)
     for _, r in slopes[~slopes["primary"]].iterrows():
         ends = f"{r['estimate']:+.2f} [{r['low']:+.2f}, {r['high']:+.2f}]"
@@ -265,7 +263,7 @@ def causal_note(study: Study, test: Run | None) -> Markdown:
     for _, r in test.table("twins").iterrows():
         said = "equals it to the last bit" if r["equal"] else "**differs from it: this comparison is not clean**"
         parts.append(f"- {title(r['arm'])} with the weight 0 and its plain arm: the encoder {said}.")
-    return Markdown("\n".join(parts) + f"\n\n{causal_units(test)}")
+    return Words("\n".join(parts) + f"\n\n{causal_units(test)}")
 
 
 def primary_verdicts(test: Run) -> list[str]:
@@ -295,17 +293,17 @@ def causal_units(test: Run) -> str:
     return f"{units} Shipped with the report: {shipped}."
 
 
-def ordering_note(measured: pd.DataFrame) -> Markdown:
+def ordering_note(measured: pd.DataFrame) -> Words:
     """Whether what is measured follows the dials.
 
     Args:
         measured: From `brainfm_lib.structure.measured_dials`.
     """
     if measured.empty:
-        return Markdown("No setting has been looked into yet.")
+        return Words("No setting has been looked into yet.")
     names = {"frequency": "reliance on high frequencies", "dimension": "discriminative dimension"}
     said = [f"{names[dial]} and dial: {rho:.2f}" for dial, rho in ordering(measured).items()]
-    return Markdown(f"Spearman's correlation of {'; of '.join(said)}.")
+    return Words(f"Spearman's correlation of {'; of '.join(said)}.")
 
 
 def _wavelength(frequency: float) -> str:

@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from IPython.core.getipython import get_ipython
-from IPython.display import Markdown
 
 from brainfm_lib import figures
 from brainfm_lib.analysis.spectrum import low_pass
@@ -29,6 +28,7 @@ from brainfm_lib.losses.spectral import MODES, spectral_loss
 from brainfm_lib.masking import MaskConfig
 from brainfm_lib.models import VisionTransformer3d
 from brainfm_lib.tokens import patch_grid
+from brainfm_lib.words import Words
 
 if TYPE_CHECKING:
     from ipywidgets import Widget
@@ -101,7 +101,7 @@ def scan_explorer(study: Study, reconstructions: Mapping[str, Run], names: Seque
     if not reconstructions:
         return figures.slice_explorer({}, geometry)
     if not live() and any(study.manifest.cohorts[name].kind != "phantom" for name in study.pretraining_cohorts):
-        return Markdown("Scans of people are not put into a page whole: open the notebook to see them slice by slice.")
+        return Words("Scans of people are not put into a page whole: open the notebook to see them slice by slice.")
     examples = {arm: run.array("examples") for arm, run in reconstructions.items()}
     count = min(len(array) for array in examples.values())
     if not live():
@@ -196,7 +196,7 @@ def run_launcher(study: Study) -> Any:
     """
     if not live():
         words = f"brainfm pretrain --profile {study.profile_name} --seed {study.seed} --objective"
-        return Markdown("\n".join(["```shell", *(f"{words} {arm}" for arm in study.arms), "```"]))
+        return Words("\n".join(["```shell", *(f"{words} {arm}" for arm in study.arms), "```"]))
     asked = {"profile": study.profile_name, "manifest": str(study.manifest.path), "seed": study.seed}
     return Launcher([sys.executable, "-c", WORK, json.dumps({**asked, "overrides": study.overrides})], study.arms).box
 

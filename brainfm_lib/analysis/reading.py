@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy.linalg import cho_factor, cho_solve, eigh
+from scipy.linalg import LinAlgError, cho_factor, cho_solve, eigh
 
 from brainfm_lib.probes.results import ProbeResult
 from brainfm_lib.probes.selection import select_and_score
@@ -60,9 +60,19 @@ def centred(gram: Array, train: Array) -> Array:
 
 
 def dual_weights(inside: Array, target: Array, penalty: float) -> Array:
-    """Ridge regression on a centred Gram matrix (n, n): the weight of each row, (n,) or (n, C) as the target."""
-    unit = np.trace(inside) / (len(inside) - 1)
-    return np.asarray(cho_solve(cho_factor(inside + penalty * unit * np.eye(len(inside))), target))
+    """Ridge regression on a centred Gram matrix (n, n): the weight of each row, (n,) or (n, C) as the target.
+
+    Where next to nothing is left of the inputs (frequencies that scans do not have), rounding outweighs the penalty and
+    makes eigenvalues negative; they are taken for 0 then.
+    """
+    ridge = penalty * float(np.trace(inside)) / (len(inside) - 1)
+    if ridge <= 0:
+        return np.zeros_like(target)
+    try:
+        return np.asarray(cho_solve(cho_factor(inside + ridge * np.eye(len(inside))), target))
+    except LinAlgError:
+        values, vectors = eigh(inside)
+        return np.asarray(vectors @ ((vectors.T @ target).T / (np.maximum(values, 0) + ridge)).T)
 
 
 def coordinates_of(gram: Array, most: int) -> Array:

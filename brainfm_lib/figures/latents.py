@@ -139,7 +139,7 @@ def similarity_matrix(similarity: pd.DataFrame) -> Figure:
         similarity: Square, arms as index and columns.
     """
     if similarity.empty:
-        return nothing("There is no encoder to show.")
+        return nothing("There is no encoder to compare, or fewer than four held-out scans to compare them by.")
     size = 1.2 + 0.55 * len(similarity)
     figure, (axis,) = panels(1, height=size)
     drawn = axis.imshow(similarity.to_numpy(), vmin=0, vmax=1, cmap="Blues")

@@ -5,20 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import pandas as pd
-from IPython.display import Markdown
 
 from brainfm_lib.paths import project_root
 from brainfm_lib.report import about_sweep, sweep_identity
 from brainfm_lib.sweep.effects import Outcomes, best_cell, main_effects
+from brainfm_lib.words import Words
 
 
-def question(sweep: str) -> Markdown:
+def question(sweep: str) -> Words:
     """What a sweep asks."""
     said = about_sweep(project_root(), sweep).get("question")
-    return Markdown(f"*{said}*" if said else f"The sweep `{sweep}`.")
+    return Words(f"*{said}*" if said else f"The sweep `{sweep}`.")
 
 
-def summary(found: Outcomes, names: Sequence[str]) -> Markdown:
+def summary(found: Outcomes, names: Sequence[str]) -> Words:
     """How many cells, which one validation picks, how far a look at the test subjects would flatter, and what moved."""
     best, tasks = best_cell(found), found.table["task"].nunique()
     row = found.table[found.table["cell"] == best["cell"]].iloc[0]
@@ -38,7 +38,7 @@ def summary(found: Outcomes, names: Sequence[str]) -> Markdown:
     else:
         listed = "; ".join(f"{_plain(r['parameter'])} {r['level']}: {_difference(r)}" for _, r in moved.iterrows())
         said.append(f"Told from the first level, unadjusted: {listed}.")
-    return Markdown("\n\n".join(said))
+    return Words("\n\n".join(said))
 
 
 def effects_table(effects: pd.DataFrame) -> pd.DataFrame:

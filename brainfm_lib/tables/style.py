@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from brainfm_lib.identity import stable_hash
+from brainfm_lib.words import cell
 
 if TYPE_CHECKING:
     from pandas.io.formats.style import Styler
@@ -19,7 +20,11 @@ DECIDED = 0.05  # an adjusted p below it decides a comparison
 
 
 def show(table: pd.DataFrame, caption: str = "", *, digits: int = 3) -> Styler:
-    """The table without its index, numbers rounded, under a caption; the same HTML for the same content."""
+    """The table without its index, numbers rounded, under a caption; the same HTML for the same content.
+
+    Text in it is text: of tags none but a few of our own, see `words.cell`, lay out anything.
+    """
+    table, caption = table.map(cell).rename(columns=cell), str(cell(caption))
     style = table.style.hide(axis="index").format(precision=digits, na_rep="–", thousands=",")
     style = style.set_uuid(stable_hash([caption, list(map(str, table.columns))], 8))
     left = [name for name in table.columns if not pd.api.types.is_numeric_dtype(table[name])]

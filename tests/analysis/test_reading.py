@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from brainfm_lib.analysis.components import standardised
-from brainfm_lib.analysis.reading import read_linearly
+from brainfm_lib.analysis.reading import dual_weights, read_linearly
 from tests.analysis.tasks import features_with, table_of
 
 
@@ -22,3 +22,15 @@ def test_ridge_equals_its_textbook_form(grams: bool) -> None:
     ridge = centred[train].T @ centred[train] + penalty * mean * np.eye(40)
     weights = np.linalg.solve(ridge, centred[train].T @ target)
     assert np.allclose(result.predictions["score_1"], labels[train].mean() + centred[~train] @ weights, atol=1e-8)
+
+
+def test_what_rounding_leaves_of_nothing_is_read_as_nothing() -> None:
+    rng = np.random.default_rng(0)
+    noise = rng.standard_normal((12, 12)) * 1e-13
+    target = np.arange(12.0) - 5.5
+    for sign in (-1, 0, 1):
+        gram = sign * (noise + noise.T + 3e-13 * np.eye(12))  # not positive definite, whatever its trace
+        assert np.linalg.eigvalsh(gram)[0] <= 0 and np.isfinite(dual_weights(gram, target, 1e-3)).all()
+    x = rng.standard_normal((12, 3))
+    plain = np.linalg.solve(x @ x.T + 0.1 * np.trace(x @ x.T) / 11 * np.eye(12), target)
+    assert np.allclose(dual_weights(x @ x.T, target, 0.1), plain)

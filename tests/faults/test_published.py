@@ -38,7 +38,7 @@ def test_a_published_report_names_nobody_and_runs_nobody_s_code(clinic: Path) ->
     for page in (clinic / "book").glob("*.md"):
         page.write_text(page.read_text().replace("chapters/70_causal", "chapters/10_data"))
     overrides = {"optimiser.steps": 2, "evaluation.refits": 19, "evaluation.reconstruction_volumes": 4}
-    small = {"profile": "tiny", "overrides": overrides}
+    small = {"profile": "tiny", "objective": "sl-mae", "overrides": overrides}
     (clinic / "notebooks" / "params" / "tiny.yaml").write_text(yaml.safe_dump(small))
     command = [str(Path(sys.executable).with_name("jupyter-book")), "build", "book"]
     environment = {**os.environ, "BRAINFM_PROFILE": "tiny"}
