@@ -92,7 +92,7 @@ def load_checkpoint(
 def _whole(checkpoint: Path) -> bool:
     try:
         wrong = damage(checkpoint, json.loads((checkpoint / DIGESTS).read_text()))
-    except (OSError, ValueError):
+    except (FileNotFoundError, ValueError):
         wrong = DIGESTS
     if wrong is not None:
         set_aside(checkpoint, f"{wrong} is not what was written")

@@ -271,11 +271,13 @@ def scrub(
     manifest: ManifestOption = None,
 ) -> None:
     """Look through a folder for names of scans, paths and the like before it is published. Status 1 if any is there."""
+    from brainfm_lib.data.manifest import load_manifest
     from brainfm_lib.scrub import look_through, names_of
 
     if not folder.is_dir():
         raise InputError(f"{folder} is no folder: name the one that is to be published.")
     names, phantoms = names_of(manifest)
+    unsought = load_manifest(manifest).missing()
     counts: Counter[str] = Counter()
     for found in look_through(folder, names, phantoms):
         counts[found.kind] += 1
@@ -287,6 +289,8 @@ def scrub(
     files = sum(path.is_file() for path in folder.rglob("*"))
     said = f"{files:,} files searched for {len(names):,} names and for what identifiers look like"
     print(f"{said}: {counts.total():,} found")
+    if unsought:
+        print(f"not sought, because their folders are not named now: the scans of {', '.join(unsought)}")
     if counts:
         raise SystemExit(1)
 

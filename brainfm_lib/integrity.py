@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import sys
 import time
 from collections.abc import Mapping
@@ -12,7 +11,6 @@ from pathlib import Path
 import pandas as pd
 
 DAMAGED = ".damaged-"  # how the name of what was set aside begins
-FAILED = (OSError, ValueError, KeyError)  # what reading a damaged table raises; pyarrow's errors are among them
 
 
 def digests(folder: Path) -> dict[str, str]:
@@ -26,12 +24,16 @@ def digests(folder: Path) -> dict[str, str]:
 
 
 def damage(folder: Path, expected: Mapping[str, str]) -> str | None:
-    """The first file below a folder that is missing or not what was written, or None."""
+    """The first file below a folder that is missing or not what was written, or None.
+
+    Raises:
+        OSError: A file cannot be read, which says nothing of what is in it.
+    """
     for name, digest in expected.items():
         try:
             if _digest(folder / name) != digest:
                 return name
-        except OSError:
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
             return name
     return None
 
@@ -46,16 +48,26 @@ def set_aside(path: Path, why: str) -> None:
     print(f"brainfm: {path.name} is damaged ({why}): it is set aside as {target.name} and made again.", file=sys.stderr)
 
 
-def read_table(path: Path, columns: list[str] | None = None) -> pd.DataFrame | None:
-    """A table of our own, its checksums compared; None where there is none, or where it was damaged and set aside."""
+def read_table(path: Path, columns: list[str] | None = None, *, aside: bool = True) -> pd.DataFrame | None:
+    """A table of our own, its checksums compared; None where there is none, or where it is damaged.
+
+    Args:
+        path: The file.
+        columns: Which; default all.
+        aside: Set a damaged one aside; for whoever holds the lock of its folder.
+
+    Raises:
+        OSError: It cannot be read, which says nothing of what is in it.
+    """
     try:
         return pd.read_parquet(path, columns=columns, page_checksum_verification=True)
     except FileNotFoundError:
         return None
-    except FAILED as error:
-        if isinstance(error, PermissionError) or not os.access(path, os.R_OK):
+    except (OSError, ValueError, KeyError) as error:
+        if isinstance(error, OSError) and error.errno is not None:  # the system's; pyarrow's own have no number
             raise
-        set_aside(path, "its checksums do not hold")
+        if aside:
+            set_aside(path, "its checksums do not hold")
         return None
 
 

@@ -12,6 +12,7 @@ import pandas as pd
 from brainfm_lib.comparison import trained_arms
 from brainfm_lib.compute import pretraining_cost
 from brainfm_lib.errors import InputError
+from brainfm_lib.objectives import ARMS
 from brainfm_lib.runs import RunConfig
 
 if TYPE_CHECKING:
@@ -57,9 +58,9 @@ def _flatten(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, An
 
 
 def trials_config(study: Study) -> RunConfig:
-    """What the learning-rate trials of a study are made of; which rate its arms use in the end changes nothing."""
+    """What the learning-rate trials of all arms are made of; which rate each has in the end changes nothing."""
     found: dict[str, RunConfig] = {}
-    for arm in trained_arms(study):
+    for arm in ARMS:
         for rate in study.profile.trial_lrs:
             variant = study.variant(f"pretrain:{arm}", f"lr={rate:g}")
             for task in judging_tasks(study):
@@ -73,7 +74,7 @@ def make_trials(study: Study) -> Callable[[Path], dict[str, Any]]:
     def make(folder: Path) -> dict[str, Any]:
         rows = [
             {"arm": arm, "lr": rate, "task": task, "validation_auroc": _validation(study, arm, rate, task)}
-            for arm in trained_arms(study)
+            for arm in ARMS
             for rate in study.profile.trial_lrs
             for task in judging_tasks(study)
         ]
@@ -118,16 +119,17 @@ def tune(study: Study) -> Iterator[str]:
     tasks = judging_tasks(study)
     if not tasks:
         raise InputError("No task has validation subjects of its own to choose a learning rate on: all are small.")
+    best: dict[str, tuple[float, float]] = {}
     for arm in trained_arms(study):
         for rate in study.profile.trial_lrs:
             values = {task: _validation(study, arm, rate, task) for task in tasks}
             listed = ", ".join(f"{task} {value:.3f}" for task, value in values.items())
             mean = sum(values.values()) / len(values)
+            best[arm] = max(best.get(arm, (0.0, 0.0)), (mean, rate))
             yield f"{arm:<10} lr {rate:<8g} validation AUROC {mean:.3f}  ({listed})"
-    run = study.run("trials")
-    best = trial_table(study).sort_values("validation").groupby("arm", sort=False).tail(1).set_index("arm")["lr"]
-    yield f"arm_lr: {{{', '.join(f'{arm}: {best[arm]:g}' for arm in trained_arms(study))}}}"
-    yield f"run: {run.id}"
+    yield f"arm_lr: {{{', '.join(f'{arm}: {rate:g}' for arm, (_, rate) in best.items())}}}"
+    if set(best) == set(ARMS):
+        yield f"run: {study.run('trials').id}"
 
 
 def _validation(study: Study, arm: str, rate: float, task: str) -> float:

@@ -40,7 +40,7 @@ from brainfm_lib.models.vit import compile_blocks, recompute_activations
 from brainfm_lib.objectives import ObjectiveConfig, build_model, compute_loss, regularise_ahead
 from brainfm_lib.optimiser import OptimiserConfig, make_optimiser
 from brainfm_lib.ranks import sum_over_ranks
-from brainfm_lib.stopping import Sigterm, Terminated, diverged
+from brainfm_lib.stopping import Sigterm, Terminated, all_stop, diverged
 from brainfm_lib.streams import stream
 from brainfm_lib.tokens import patch_grid
 
@@ -136,8 +136,7 @@ class Trainer:
         batch_size, parts = self.config.optimiser.batch_size, self.config.optimiser.accumulate
         if batch_size % (self.world * parts):
             raise InputError(
-                f"batch_size {batch_size} does not divide over {self.world} processes × {parts} parts: choose a "
-                "multiple."
+                f"batch_size {batch_size} does not divide over {self.world} processes × {parts} parts: choose another."
             )
         vcr = self.config.objective.vcr
         if vcr is not None and (batch_size if vcr.gathered else batch_size // (self.world * parts)) < 2:
@@ -192,8 +191,9 @@ class Trainer:
                     if time.perf_counter() - saved > CHECKPOINT_SECONDS and not last:
                         self.save()
                         saved = time.perf_counter()
-                if sigterm.asked and not last:
+                if not last and all_stop(sigterm.asked, self.step, self.world, self.device):
                     self.save()
+                    self.accelerator.wait_for_everyone()
                     raise Terminated(f"terminated at step {self.step}; the same command goes on from there")
         return self.finish()
 
@@ -294,6 +294,8 @@ class Trainer:
         """Write a checkpoint of this very step; the first process alone does, and none waits."""
         if self.accelerator.is_main_process:
             pending = [{name: float(value) for name, value in terms.items()} for terms in self.pending]
+            if not all(math.isfinite(one["loss"] + one["gradient_norm"]) for one in pending):
+                return  # the checkpoint before is the last good state; `log` will say so
             save_checkpoint(
                 self.folder,
                 self.step,

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib import metadata
@@ -132,29 +132,48 @@ def find(config: RunConfig) -> Run | None:
     return None
 
 
-def find_whole(config: RunConfig) -> Run | None:
+def find_whole(config: RunConfig, *, held: bool = False) -> Run | None:
     """The same, its files compared with their digests, once in a process: to be used before what is in them is.
 
     A run that is damaged is set aside; then there is none.
+
+    Args:
+        config: Of the run.
+        held: Whether the caller holds the run's lock.
 
     Raises:
         InputError: The damaged run came with the project.
     """
     for folder in _places(config):
-        if not (folder / PROVENANCE).is_file():
-            continue
-        try:
-            run = Run(folder)
-            wrong = None if folder in _whole else damage(folder, run.provenance.get("files", {}))
-        except InputError:
-            wrong = PROVENANCE
-        if wrong is None:
-            _whole.add(folder)
+        run, wrong = _look(folder)
+        if run is not None:
             return run
+        if wrong is None:
+            continue
         if folder.is_relative_to(shipped_dir()):
             raise InputError(f"{folder / wrong} is not the file that came with the project: restore it.")
-        set_aside(folder, f"{wrong} is not what was written")
+        with nullcontext() if held else _hold(runs_dir() / ".locks", config.id):
+            run, wrong = _look(folder)  # another process may have made it anew meanwhile
+            if run is not None:
+                return run
+            if wrong is not None:
+                set_aside(folder, f"{wrong} is not what was written")
     return None
+
+
+def _look(folder: Path) -> tuple[Run | None, str | None]:
+    """The whole run in a folder, or else the file of it that is wrong, if there is a folder."""
+    if not folder.is_dir():
+        return None, None
+    try:
+        run = Run(folder)
+        wrong = None if folder in _whole else damage(folder, run.provenance.get("files", {}))
+    except InputError:
+        return None, PROVENANCE
+    if wrong is None:
+        _whole.add(folder)
+        return run, None
+    return None, wrong
 
 
 _whole: set[Path] = set()  # folders of runs whose files this process has compared
@@ -175,18 +194,20 @@ def ensure(config: RunConfig, make: Callable[[Path], Mapping[str, Any] | None]) 
     Raises:
         InputError: The store cannot be written.
     """
-    run = find_whole(config)
-    if run is not None:
+    run = find(config)
+    if run is not None and run.path in _whole:
         return run
     root = runs_dir()
     try:
         (root / ".locks").mkdir(parents=True, exist_ok=True)
     except OSError as error:
+        if run is not None and (run := find_whole(config, held=True)) is not None:  # a store that is only read
+            return run
         raise InputError(
             f"{root} cannot be written ({error.strerror}): set BRAINFM_RUNS to a folder that can."
         ) from error
     with _hold(root / ".locks", config.id):
-        run = find_whole(config)  # the one who held the lock may have made it
+        run = find_whole(config, held=True)  # the one who held the lock may have made it
         if run is not None:
             return run
         working = root / f".partial-{config.id}"

@@ -15,6 +15,7 @@ import io
 import json
 import re
 import socket
+import unicodedata
 import zipfile
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
@@ -25,7 +26,7 @@ import numpy as np
 
 SHORTEST = 4  # letters of a name that can be sought: a shorter one stands in any text by chance
 WORD = 8  # the same for a name without a digit, which may be a plain word
-WORDS = re.compile(r"[^\W_]+")
+RUNS = re.compile(r"\d+|[^\W\d_]+")
 COMMON = {"anat", "scans", "images", "localhost"}
 MOST_BYTES = 200_000_000  # of a packed file, unpacked
 SHOWN = 40  # letters of what was found
@@ -78,7 +79,8 @@ def names_of(manifest: str | Path | None = None) -> tuple[set[str], set[str]]:
     for name, settings in read.cohorts.items():
         if name in read.missing():
             continue
-        scans = list_scans(read, name).scans
+        listed = list_scans(read, name)
+        scans = listed.scans
         found = made if settings.kind == "phantom" else real
         for column in ("subject_id", "scan_uid", "session"):
             if column in scans:
@@ -86,6 +88,7 @@ def names_of(manifest: str | Path | None = None) -> tuple[set[str], set[str]]:
         if settings.kind != "phantom":
             for path in map(Path, scans["path"]):
                 found |= {path.name.split(".")[0], path.parent.name, str(path.parent)}
+            real |= {str(uid).removeprefix(f"{name}/") for uid in listed.refused["scan_uid"]}
     return {text for text in real - COMMON if len(text) >= (SHORTEST if re.search(r"\d", text) else WORD)}, made
 
 
@@ -123,7 +126,7 @@ def texts_of(file: Path) -> Iterator[str]:
     suffix = file.suffix.lower()
     if suffix == ".npy":
         array = np.load(file, mmap_mode="r", allow_pickle=False)
-        yield " ".join(map(str, array.ravel())) if array.dtype.kind in "US" else str(array.dtype)
+        yield " ".join(map(str, array.ravel())) if array.dtype.kind in "USiu" else str(array.dtype)
         return
     if suffix == ".safetensors":
         with file.open("rb") as handle:
@@ -158,18 +161,31 @@ def texts_of(file: Path) -> Iterator[str]:
 
 
 class _Names:
-    """Many names, sought at once: by their longest word in the words of a text, and then letter by letter."""
+    """Many names, sought at once: by a run of letters or digits of theirs in those of a text, then letter by letter.
+
+    Case does not count. A name within a longer run of letters, or of digits, is another name.
+    """
 
     def __init__(self, names: Iterable[str]) -> None:
-        self.by_word: dict[str, list[str]] = {}
+        self.by_run: dict[str, list[tuple[str, re.Pattern[str]]]] = {}
         for name in names:
-            words = WORDS.findall(name)
-            if words:
-                self.by_word.setdefault(max(words, key=len), []).append(name)
+            plain = _folded(name)
+            runs = RUNS.findall(plain)
+            if runs:
+                ends = [r"\d" if end.isdigit() else r"[^\W\d_]" for end in (plain[0], plain[-1])]
+                whole = re.compile(f"(?<!{ends[0]}){re.escape(plain)}(?!{ends[1]})")
+                self.by_run.setdefault(max(runs, key=len), []).append((name, whole))
 
     def in_text(self, text: str) -> Iterator[str]:
-        for word in self.by_word.keys() & set(WORDS.findall(text)) if self.by_word else ():
-            yield from (name for name in self.by_word[word] if name in text)
+        if not self.by_run:
+            return
+        plain = _folded(text)
+        for run in self.by_run.keys() & set(RUNS.findall(plain)):
+            yield from (name for name, whole in self.by_run[run] if whole.search(plain))
+
+
+def _folded(text: str) -> str:
+    return unicodedata.normalize("NFC", text).casefold()
 
 
 def _of_table(raw: bytes) -> Iterator[str]:
@@ -181,7 +197,7 @@ def _of_table(raw: bytes) -> Iterator[str]:
     yield "\n".join([*table.column_names, str(table.schema.metadata), str(about.created_by)])
     for column in table.column_names:
         values = dict.fromkeys(map(str, table[column].to_pylist()))
-        if any(re.search(r"[A-Za-z]{2}", value) for value in values):
+        if not pyarrow.types.is_floating(table.schema.field(column).type):
             yield "\n".join(values)
     for group in range(about.num_row_groups):
         for column in range(about.num_columns):

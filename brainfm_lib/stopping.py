@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import math
 import signal
+import sys
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
+from brainfm_lib.ranks import sum_over_ranks
+
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
     from brainfm_lib.optimiser import OptimiserConfig
 
+ASK_EACH = 8  # steps between two times that processes ask each other whether to stop
 TERMINATED = 128 + signal.SIGTERM  # a process' status after SIGTERM
 
 
@@ -24,19 +29,32 @@ class Terminated(SystemExit):
     def __init__(self, said: str) -> None:
         super().__init__(TERMINATED)
         self.said = said
+        Sigterm.came = False
 
     def __str__(self) -> str:
         return self.said
 
 
 class Sigterm:
-    """While it is entered, SIGTERM sets `asked` and does nothing else; outside the main thread nothing changes."""
+    """While it is entered, SIGTERM sets `asked` and does nothing else, and what came before is not forgotten.
+
+    In another thread than the main one, and in a notebook, whose kernel SIGTERM is to end, nothing changes.
+    """
+
+    came = False  # in this process, since it last ended something
 
     def __init__(self) -> None:
-        self.asked = False
         self._before: Any = None
 
+    @property
+    def asked(self) -> bool:
+        """Whether SIGTERM has come."""
+        return Sigterm.came
+
     def __enter__(self) -> Sigterm:
+        interactive = sys.modules.get("IPython")
+        if interactive is not None and interactive.get_ipython() is not None:
+            return self
         if threading.current_thread() is threading.main_thread():
             self._before = signal.signal(signal.SIGTERM, self._ask)
         return self
@@ -46,7 +64,16 @@ class Sigterm:
             signal.signal(signal.SIGTERM, self._before)
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
-        self.asked = True
+        Sigterm.came = True
+
+
+def all_stop(asked: bool, step: int, world: int, device: torch.device) -> bool:
+    """Whether any of `world` processes was asked to stop; they ask each other now and then, so all stop at one."""
+    if world == 1 or step % ASK_EACH:
+        return asked and world == 1
+    import torch
+
+    return bool(sum_over_ranks(torch.tensor([float(asked)], device=device)) > 0)
 
 
 def diverged(

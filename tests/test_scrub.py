@@ -62,6 +62,22 @@ def test_a_name_is_found_wherever_it_hides(tmp_path: Path, place: str) -> None:
     assert [f.file for f in found] == [f"inner/{place}"] and NAME.startswith(found[0].text)
 
 
+@pytest.mark.parametrize("values", [["100307", "x", "y"], [1, 100307, 200000], ["1", "1.2.840", "a"]])
+def test_numbers_in_a_table_are_read_too(tmp_path: Path, values: list) -> None:
+    pd.DataFrame({"who": values}).to_parquet(tmp_path / "a.parquet")
+    np.save(tmp_path / "b.npy", np.array([5, 100307]))
+    found = {finding.file for finding in look_through(tmp_path, ["100307", "1.2.840"])}
+    assert found == {"a.parquet", "b.npy"}
+
+
+@pytest.mark.parametrize(
+    ("text", "hit"), [("oas30001_run2", 1), ("OAS30001run2", 1), ("OAS300012", 0), ("xOAS30001", 0)]
+)
+def test_case_does_not_count_and_a_longer_name_is_another(tmp_path: Path, text: str, hit: int) -> None:
+    (tmp_path / "page.html").write_text(text)
+    assert len(list(look_through(tmp_path, ["OAS30001"]))) == hit
+
+
 @pytest.mark.parametrize(
     ("text", "kind"),
     [

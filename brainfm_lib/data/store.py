@@ -88,19 +88,19 @@ class Volumes:
         whole = _read_into(file, out)
         if whole and file.name in self._compared:
             return
-        if not whole or checksum(out) != self._checksums[file.name]:
+        if not whole or checksum(out) != self._checksums.get(file.name):
             set_aside(file, "its checksum does not hold" if whole else "it is cut off or gone")
             self._compared.discard(file.name)
             again = open_volumes(self.cohort.select([row]), self.geometry, progress=False)
             self.__dict__.pop("_checksums", None)
-            if not _read_into(again._files[0], out) or checksum(out) != self._checksums[file.name]:
+            if not _read_into(again._files[0], out) or checksum(out) != self._checksums.get(file.name):
                 raise InputError(f"{file} cannot be read as it was written, even made again: look after the disk.")
         self._compared.add(file.name)
 
     @cached_property
     def _checksums(self) -> dict[str, int]:
-        index = pd.read_parquet(self.folder / INDEX, columns=["file", "checksum"])
-        return dict(zip(index["file"], index["checksum"]))
+        index = read_table(self.folder / INDEX, ["file", "checksum"], aside=False)
+        return {} if index is None else dict(zip(index["file"], index["checksum"]))
 
     def select(self, rows: Any) -> Volumes:
         """Some of the volumes: a boolean mask or positions."""
@@ -177,7 +177,7 @@ def open_volumes(
     key = stable_hash([FORMAT, cohort.source_key, geometry, code_digest(cohort.code, without=HEADER_ONLY)])
     folder = store_dir() / f"{cohort.name}-{key}"
     passing: dict[str, tuple[str, str]] = {}
-    if _missing(cohort, geometry, folder):
+    if _missing(cohort, geometry, folder, aside=False):
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / ".lock"):
             for leftover in folder.glob(".*.tmp*"):
@@ -228,16 +228,19 @@ def file_name(digest: str) -> str:
     return f"{stable_hash(digest, 24)}.npy"
 
 
-def _missing(cohort: Cohort, geometry: Geometry, folder: Path) -> list[int]:
-    """Rows (one for each distinct scan) that are neither prepared whole nor refused before."""
+def _missing(cohort: Cohort, geometry: Geometry, folder: Path, *, aside: bool = True) -> list[int]:
+    """Rows (one for each distinct scan) that are neither prepared whole nor refused before.
+
+    `aside`: damaged tables are set aside; for whoever holds the folder's lock.
+    """
     ready: set[str] = set()
     if (folder / INDEX).is_file():
         size = int(np.prod(geometry.grid)) * np.dtype(geometry.storage).itemsize
         with os.scandir(folder) as entries:
             whole = {entry.name for entry in entries if entry.name.endswith(".npy") and entry.stat().st_size > size}
-        index = read_table(folder / INDEX, ["file", "checksum"])
+        index = read_table(folder / INDEX, ["file", "checksum"], aside=aside)
         ready = set() if index is None else whole & set(index["file"])
-    refused = _known_refusals(folder)
+    refused = _known_refusals(folder, aside=aside)
     first = ~cohort.scans["digest"].duplicated()
     return [
         row
@@ -246,9 +249,9 @@ def _missing(cohort: Cohort, geometry: Geometry, folder: Path) -> list[int]:
     ]
 
 
-def _known_refusals(folder: Path) -> dict[str, tuple[str, str]]:
+def _known_refusals(folder: Path, *, aside: bool = False) -> dict[str, tuple[str, str]]:
     """Digest -> rule and reason."""
-    table = read_table(folder / REFUSED)
+    table = read_table(folder / REFUSED, aside=aside)
     return {} if table is None else dict(zip(table["digest"], zip(table["rule"], table["reason"])))
 
 

@@ -2,20 +2,15 @@
 
 import inspect
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
-import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
-from matplotlib.axis import XAxis, YAxis
-from matplotlib.category import StrCategoryFormatter
-from matplotlib.container import BarContainer
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedFormatter
 
 KEY = "brainfm"  # under which the words stand in a notebook's output metadata
-ONE_BY_ONE = {"subject_id", "scan_uid", "digest", "path", "row", "age", "sex", "component_1"}  # a row is a scan's
+ONE_BY_ONE = {"subject_id", "scan_uid", "subject", "scan", "participant_id", "session", "digest", "path", "row"}
+ONE_BY_ONE |= {"age", "sex", "score", "score_0", "label", "component_1"}  # columns of tables whose rows are scans
 MOST_ROWS = 20_000
 DIGITS = "%.6g"
 
@@ -30,9 +25,6 @@ def describe(figure: Figure, draw: Callable[..., Figure], args: tuple[Any, ...],
     """
     given = inspect.signature(draw).bind(*args, **kwargs).arguments
     tables = {name: table for name, table in ((n, _as_table(value)) for n, value in given.items()) if table is not None}
-    drawn = drawn_curves(figure)
-    if not tables and not drawn.empty:
-        tables = {"curves": drawn}
     files = {name: _csv(table) for name, table in tables.items()}
     said = {"what": first_sentence(draw.__doc__ or ""), "alt": in_words(figure, draw.__doc__ or ""), "data": files}
     figure.__dict__["_repr_mimebundle_"] = lambda include=None, exclude=None: ({}, {KEY: said})
@@ -60,46 +52,6 @@ def in_words(figure: Figure, text: str) -> str:
             said.append(f"{name}: {', '.join(kept)}")
     said = [" ".join(part.split()).rstrip(".") for part in said if part.strip()]
     return _plain(". ".join(said)) + "."
-
-
-def drawn_curves(figure: Figure) -> pd.DataFrame:
-    """Lines and bars of a figure: panel, series, x, y; points alone, which may be people, are left out."""
-    rows: list[dict[str, Any]] = []
-    for number, axis in enumerate(figure.axes, start=1):
-        if axis.axison:
-            panel = _plain(axis.get_title(loc="left") or axis.get_title()) or str(number)
-            rows += [{"panel": panel, **row} for row in _of_axis(axis)]
-    return pd.DataFrame(rows, columns=["panel", "series", "x", "y"])
-
-
-def _of_axis(axis: Axes) -> Iterator[dict[str, Any]]:
-    for line in axis.get_lines():
-        x, y = np.asarray(line.get_xdata()), np.asarray(line.get_ydata())
-        if len(x) > 2 and line.get_linestyle() not in ("None", "") and not str(line.get_label()).startswith("_"):
-            yield from ({"series": _plain(str(line.get_label())), "x": a, "y": b} for a, b in zip(x, y, strict=True))
-    for container in axis.containers:
-        if isinstance(container, BarContainer):
-            said = str(container.get_label())
-            series = "" if said.startswith("_") else _plain(said)
-            for bar in container:
-                lying = container.orientation == "horizontal"
-                middle = bar.get_y() + bar.get_height() / 2 if lying else bar.get_x() + bar.get_width() / 2
-                names = axis.yaxis if lying else axis.xaxis
-                yield {
-                    "series": series,
-                    "x": _tick(names, middle),
-                    "y": bar.get_width() if lying else bar.get_height(),
-                }
-
-
-def _tick(axis: XAxis | YAxis, place: float) -> Any:
-    """The name written at a place of an axis of names; else the place."""
-    names = axis.get_major_formatter()
-    if isinstance(names, FixedFormatter | StrCategoryFormatter):
-        for at, text in zip(axis.get_majorticklocs(), axis.get_majorticklabels(), strict=False):
-            if abs(at - place) < 0.5 and text.get_text():
-                return _plain(text.get_text())
-    return place
 
 
 def _csv(table: pd.DataFrame) -> str:

@@ -67,6 +67,27 @@ def test_a_provenance_that_cannot_be_read_vouches_for_nothing(monkeypatch: pytes
     assert ensure(CONFIG, make).provenance["files"] and len(list(runs_dir().glob(f"{DAMAGED}*"))) == 1
 
 
+def test_a_folder_without_a_provenance_is_no_run_and_in_nobody_s_way() -> None:
+    (runs_dir() / CONFIG.id).mkdir(parents=True)
+    (runs_dir() / CONFIG.id / "half").write_text("of a copy")
+    assert ensure(CONFIG, make).id == CONFIG.id
+    assert [folder.name for folder in runs_dir().glob(f"{DAMAGED}*/*")] == ["half"]
+
+
+def test_a_file_that_cannot_be_read_now_is_not_damaged(monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = ensure(CONFIG, make).path
+    forget(monkeypatch)
+
+    def stale(file: Path) -> str:
+        raise OSError(116, "Stale file handle", str(file))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(integrity, "_digest", stale)
+        with pytest.raises(OSError, match="Stale"):
+            find_whole(CONFIG)
+    assert folder.is_dir() and find_whole(CONFIG) is not None
+
+
 def test_a_missing_file_is_damage_too(monkeypatch: pytest.MonkeyPatch) -> None:
     (ensure(CONFIG, make).path / "array.npy").unlink()
     forget(monkeypatch)
