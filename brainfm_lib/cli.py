@@ -272,11 +272,13 @@ def scrub(
 ) -> None:
     """Look through a folder for names of scans, paths and the like before it is published. Status 1 if any is there."""
     from brainfm_lib.data.manifest import load_manifest
+    from brainfm_lib.paths import project_root
     from brainfm_lib.scrub import look_through, names_of
 
     if not folder.is_dir():
         raise InputError(f"{folder} is no folder: name the one that is to be published.")
     names, phantoms = names_of(manifest)
+    names.add(str(project_root()))
     unsought = load_manifest(manifest).missing()
     counts: Counter[str] = Counter()
     for found in look_through(folder, names, phantoms):

@@ -177,6 +177,8 @@ def clean(executed: Path, page: str, title: str = "") -> tuple[str, dict[str, st
         tags = cell.metadata.get("tags", [])
         if "injected-parameters" in tags:
             cell.metadata["tags"], cell["id"] = [*tags, "hide-input"], "injected-parameters"  # papermill draws one anew
+        if "outputs" in cell:  # warnings name the files that they come from, and so where they lie
+            cell["outputs"] = [output for output in cell["outputs"] if output.get("name") != "stderr"]
         for output in cell.get("outputs", []):
             if "text/html" in output.get("data", {}):
                 output["data"]["text/html"] = _ICON.sub("", output["data"]["text/html"])

@@ -38,6 +38,7 @@ def pretrain_arms(study: Study) -> Iterator[tuple[str, str]]:
             yield arm, _lead(study, arm)
         else:
             _follow(study, arm)
+    state.destroy_process_group()  # threads that still wait for each other at Python's end would abort it
 
 
 def _lead(study: Study, arm: str) -> str:

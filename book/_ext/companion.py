@@ -1,6 +1,7 @@
 """Sphinx extension of the book: notebooks first, through papermill; then pages that need nothing from the network."""
 
 import atexit
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -32,10 +33,13 @@ def setup(app: Sphinx) -> dict[str, Any]:
 
 
 def choose_scripts(app: Sphinx, pagename: str, templatename: str, context: dict[str, Any], doctree: Any) -> None:
-    """Leave out thebe (it loads itself from the network); add plotly.js where a page draws with it."""
+    """Leave out thebe, which loads itself from the network; plotly.js and MathJax only where a page needs them."""
     if "Plotly.newPlot" in context.get("body", ""):
         app.add_js_file(offline.PLOTLY, priority=150)
-    context["script_files"][:] = [file for file in context["script_files"] if "thebe" not in str(file)]
+    unneeded = ["thebe"] if re.search(r'class="[^"]*\bmath\b', context.get("body", "")) else ["thebe", "mathjax"]
+    context["script_files"][:] = [
+        file for file in context["script_files"] if not any(name in str(file).lower() for name in unneeded)
+    ]
 
 
 # Scripts, styles, pictures and connections of this book alone; `file:` is this book too where it is opened from a disk.
