@@ -216,7 +216,7 @@ def test_search_finds_a_word(real_book: Path) -> None:
     with Browser(local=True) as browser:
         browser.visit(f"http://127.0.0.1:{server.server_port}/search.html?q=coherence")
         browser.wait_for("document.querySelector('#search-results').innerHTML.includes('30_spectra.html')")
-        assert browser.errors == []
+        assert [error for error in browser.errors if "favicon" not in error] == []  # a server's question, not a page's
     server.shutdown()
 
 
