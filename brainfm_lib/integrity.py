@@ -13,13 +13,23 @@ import pandas as pd
 DAMAGED = ".damaged-"  # how the name of what was set aside begins
 
 
+def file_digest(file: Path) -> str:
+    """SHA-256 (hex) of a file's bytes.
+
+    Raises:
+        OSError: It cannot be read.
+    """
+    with file.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
 def digests(folder: Path) -> dict[str, str]:
     """SHA-256 (hex) of every file below a folder, by its path in it; hidden ones and checkpoints are left out."""
     found = {}
     for file in sorted(path for path in folder.rglob("*") if path.is_file()):
         parts = file.relative_to(folder).parts
         if not any(part.startswith((".", "checkpoint-")) for part in parts):
-            found["/".join(parts)] = _digest(file)
+            found["/".join(parts)] = file_digest(file)
     return found
 
 
@@ -31,7 +41,7 @@ def damage(folder: Path, expected: Mapping[str, str]) -> str | None:
     """
     for name, digest in expected.items():
         try:
-            if _digest(folder / name) != digest:
+            if file_digest(folder / name) != digest:
                 return name
         except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
             return name
@@ -74,8 +84,3 @@ def read_table(path: Path, columns: list[str] | None = None, *, aside: bool = Tr
 def write_table(table: pd.DataFrame, path: Path) -> None:
     """Write a table with checksums."""
     table.to_parquet(path, index=False, write_page_checksum=True)
-
-
-def _digest(file: Path) -> str:
-    with file.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()

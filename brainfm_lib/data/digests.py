@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import stat
 from collections.abc import Sequence
@@ -14,7 +13,7 @@ from filelock import FileLock
 from tqdm import tqdm
 
 from brainfm_lib.identity import write_atomic
-from brainfm_lib.integrity import read_table, write_table
+from brainfm_lib.integrity import file_digest, read_table, write_table
 from brainfm_lib.paths import store_dir
 
 CACHE = "file-digests.parquet"
@@ -70,8 +69,7 @@ def _key(path: str, problems: dict[str, str]) -> tuple[str, int, int] | None:
 def _digest(path: str) -> str:
     """Digest of a file, empty where it cannot be read."""
     try:
-        with Path(path).open("rb") as handle:
-            return hashlib.file_digest(handle, "sha256").hexdigest()
+        return file_digest(Path(path))
     except OSError:
         return ""
 

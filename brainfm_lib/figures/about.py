@@ -88,4 +88,4 @@ def _legend(figure: Figure) -> list[str]:
 
 def _plain(text: str) -> str:
     """Without the marks of TeX."""
-    return re.sub(r"[$\\{}]|\\mathrm", "", text.replace("\\mathrm", "")).strip()
+    return re.sub(r"\\mathrm|[$\\{}]", "", text).strip()
