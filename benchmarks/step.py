@@ -27,10 +27,12 @@ from torch import Tensor, nn
 from brainfm_lib.compute import step_flops
 from brainfm_lib.data.augment import zscore
 from brainfm_lib.device import best_device, faster_precision
-from brainfm_lib.losses.spectral import SpectralConfig
+from brainfm_lib.graphed import GraphedLoss
+from brainfm_lib.losses.spectral import SpectralConfig, compile_spectral_loss
 from brainfm_lib.losses.vcr import VcrConfig
 from brainfm_lib.masking import MaskConfig, visible_count
 from brainfm_lib.models import Jepa, JepaConfig, MaeConfig, VisionTransformerConfig
+from brainfm_lib.models.vit import compile_blocks
 from brainfm_lib.objectives import ObjectiveConfig, build_model, compute_loss, objective_config
 from brainfm_lib.optimiser import OptimiserConfig, make_optimiser
 from brainfm_lib.tokens import patch_grid, patchify
@@ -55,9 +57,8 @@ CPU_SIZES = [
     Size("ViT-S, 96³, patch 16", 96, 2, replace(SMALL, patch_size=16)),
     Size("ViT-S, 96³, patch 16, larger batch", 96, 8, replace(SMALL, patch_size=16)),
 ]
-GPU_SIZES = [
-    Size("ViT-S, 96³, patch 8", 96, 32, SMALL),
-    Size("ViT-S, 96³, patch 16", 96, 128, replace(SMALL, patch_size=16)),
+GPU_SIZES = [  # batches of which MONAI's attention, which is not fused, fits into 80 GB
+    Size("ViT-S, 96³, patch 8", 96, 64, SMALL),
     Size("ViT-B, 144³, patch 8", 144, 8, BASE, (384, 8, 6)),
 ]
 
@@ -86,9 +87,9 @@ def our_step(
     torch.manual_seed(0)
     model = build_model(config).to(device)
     if fast:
-        from brainfm_lib.models.vit import compile_blocks
-
         compile_blocks(model)
+        compile_spectral_loss()
+    graphed = GraphedLoss(model, config, precision) if device.type == "cuda" else None  # as the trainer does
     optimiser, masks = make_optimiser(model, OptimiserConfig()), MaskConfig(size.ratio, budget=budget)
     generator = torch.Generator(device=device).manual_seed(0)
     weight = config.spectral.weight if config.spectral else 0.0
@@ -98,9 +99,12 @@ def our_step(
         grid = patch_grid(volumes.shape, size.encoder.patch_size)
         mask = masks.draw(len(volumes), grid, generator, device, kept=kept)
         scored = zscore(volumes)
-        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-            loss, _ = compute_loss(model, config, scored, mask, spectral_weight=weight)
-        loss.backward()
+        if graphed is not None:
+            graphed(scored, mask, weight, detail=False)
+        else:
+            with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+                loss, _ = compute_loss(model, config, scored, mask, spectral_weight=weight)
+            loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimiser.step()
         optimiser.zero_grad(set_to_none=True)
@@ -214,6 +218,12 @@ def state_bytes(step: Callable[[Tensor], None]) -> int:
     return sum(t.nbytes for t in tensors)
 
 
+def free(device: torch.device) -> None:
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
 def large_product(device: torch.device, precision: str) -> tuple[Callable[[Tensor], None], float]:
     """A large square matrix product, to take turns with the steps, and its FLOPs."""
     edge = 8192 if device.type == "cuda" else 2048
@@ -245,12 +255,12 @@ def ratio_text(slow: list[float], fast: list[float]) -> str:
 
 def against_monai(size: Size, device: torch.device, precision: str, rounds: int, best: bool) -> None:
     volumes = heads(size, device)
-    steps = {
+    steps: dict[str, Callable[[Tensor], None]] = {
         "ours, MAE": our_step("mae", size, device, precision),
         "MONAI as shipped": monai_step(size, device, precision, fused_attention=False),
         "MONAI, fused attention": monai_step(size, device, precision, fused_attention=True),
     }
-    if best:
+    if best and device.type == "cuda":
         steps["ours, MAE, compiled"] = our_step("mae", size, device, precision, fast=True)
     times = take_turns(steps, volumes, rounds)
     print(f"\n## {size.name}, batch {size.batch}, {precision}, {device.type}\n")
@@ -268,15 +278,17 @@ def against_monai(size: Size, device: torch.device, precision: str, rounds: int,
 def extras(size: Size, device: torch.device, precision: str, rounds: int) -> None:
     """What the auxiliary objectives cost, what dropping air saves, and how much of the machine is used."""
     volumes = heads(size, device)
-    steps = {arm: our_step(arm, size, device, precision) for arm in ("mae", "sl-mae", "jepa", "vcr-jepa")}
-    for arm in ("mae", "jepa"):
-        steps[f"{arm}, air dropped"] = our_step(arm, size, device, precision, budget=0.5)
+    fast = device.type == "cuda"  # at its best: compiled
+    steps = {arm: our_step(arm, size, device, precision, fast=fast) for arm in ("mae", "sl-mae", "jepa", "vcr-jepa")}
+    for arm in ("mae", "jepa") if size.encoder.embed_dim < BASE.embed_dim else ():
+        steps[f"{arm}, air dropped"] = our_step(arm, size, device, precision, budget=0.5, fast=fast)
     product, flops = large_product(device, precision)
     times = take_turns({**steps, "product": product}, volumes, rounds)
     ceiling = flops / statistics.median(times["product"])
     print(f"\n## Extras: {size.name}, batch {size.batch}, {precision}, {device.type}\n")
     print(f"A large matrix product between the steps: {ceiling / 1e12:.3g} TFLOP/s. Half of the tokens are dropped.\n")
-    print("| arm | median, ms | against | time ÷ that | share of the matrix rate |\n|---|---:|---|---:|---:|")
+    print("| arm | median, ms | volumes/s | against | time ÷ that | share of the matrix rate |")
+    print("|---|---:|---:|---|---:|---:|")
     for name in steps:
         base = {"sl-mae": "mae", "vcr-jepa": "jepa"}.get(name, name.partition(",")[0])
         share = ""
@@ -285,7 +297,8 @@ def extras(size: Size, device: torch.device, precision: str, rounds: int) -> Non
             work = step_flops(arm_config(name, size), tokens, visible_count(tokens, size.ratio)) * size.batch
             share = f"{work / statistics.median(times[name]) / ceiling:.0%}"
         relative = "" if base == name else ratio_text(times[name], times[base])
-        print(f"| {name} | {1e3 * statistics.median(times[name]):,.0f} | {base} | {relative} | {share} |", flush=True)
+        median = statistics.median(times[name])
+        print(f"| {name} | {1e3 * median:,.0f} | {size.batch / median:,.3g} | {base} | {relative} | {share} |", flush=True)
 
 
 def main() -> None:
@@ -309,12 +322,13 @@ def main() -> None:
     sizes = [s for s in (GPU_SIZES if device.type == "cuda" else CPU_SIZES) if arguments.only in s.name]
     for size in sizes:
         if arguments.skip != "monai":
-            for precision in dict.fromkeys(["fp32", best]):
+            for precision in dict.fromkeys(["fp32", best]) if size.encoder.embed_dim < BASE.embed_dim else [best]:
                 against_monai(size, device, precision, arguments.rounds, best=precision == "bf16")
-                gc.collect()
+                free(device)
     for size in sizes:
         if arguments.skip != "extras" and size.encoder.patch_size == 8:
             extras(size, device, best, arguments.rounds)
+            free(device)
 
 
 if __name__ == "__main__":

@@ -214,6 +214,28 @@ def causal(
 
 
 @app.command()
+def reference(
+    folder: Annotated[Path, typer.Argument(help="Where it is made, and gone on with.")],
+    minutes: Annotated[float, typer.Option(help="Budget of wall time, over all sittings.")] = 25.0,
+    sitting: Annotated[float | None, typer.Option(help="Stop after so many minutes, to go on later.")] = None,
+    profile: Annotated[list[str] | None, typer.Option(help="Profiles to choose from, the largest first.")] = None,
+    manifest: ManifestOption = None,
+    device: Annotated[str, typer.Option(help="auto, or cpu.")] = "auto",
+) -> None:
+    """Plan and make the whole study within a budget; the same command again goes on where it was stopped."""
+    from brainfm_lib.reference.plan import LADDER
+    from brainfm_lib.reference.work import make_reference
+
+    if device not in ("auto", "cpu", "cuda"):
+        raise InputError(f"There is no device {device!r}: choose auto or cpu.")
+    chosen = tuple(profile) if profile else LADDER
+    for line in make_reference(
+        folder, minutes, cpu=device == "cpu", manifest=manifest, profiles=chosen, sitting=sitting
+    ):
+        print(line, flush=True)
+
+
+@app.command()
 def advise(
     task: Annotated[str, typer.Argument(help="A task of your manifest.")],
     profile: ProfileOption = "quick",

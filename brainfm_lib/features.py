@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from brainfm_lib.data.augment import zscore
+from brainfm_lib.data.storage import LEVELS
 from brainfm_lib.device import autocast, best_device
 from brainfm_lib.errors import InputError
 from brainfm_lib.models import VisionTransformer3d
@@ -33,7 +34,16 @@ def batches(volumes: VolumeReader, batch_size: int, device: torch.device) -> Ite
     """Z-scored batches (B, 1, D, H, W) float32 on the device, in order; what every evaluation sees."""
     for start in range(0, len(volumes), batch_size):
         rows = range(start, min(start + batch_size, len(volumes)))
-        yield zscore(torch.from_numpy(np.ascontiguousarray(volumes.read(rows))).to(device).unsqueeze(1))
+        yield zscore(read_onto(volumes, rows, device).unsqueeze(1))
+
+
+def read_onto(volumes: VolumeReader, rows: Sequence[int], device: torch.device) -> Tensor:
+    """Rows (B,) -> (B, D, H, W) float32 in [0, 1] on the device; from a bank that is there without a way round."""
+    take = getattr(volumes, "on_device", None)
+    if take is not None:
+        chosen = take(rows).to(device)
+        return chosen.float() / LEVELS if chosen.dtype == torch.uint8 else chosen.float()
+    return torch.from_numpy(np.ascontiguousarray(volumes.read(rows))).to(device)
 
 
 def pool(tokens: Tensor, grid: tuple[int, int, int], pooling: str) -> Tensor:
@@ -139,12 +149,14 @@ def read_blocks(encoder: VisionTransformer3d) -> list[int]:
     return sorted({max(depth // 2, 1), depth})
 
 
-def raw_voxels(volumes: VolumeReader, *, batch_size: int = 64) -> dict[str, np.ndarray]:
+def raw_voxels(
+    volumes: VolumeReader, *, batch_size: int = 64, device: torch.device | str = "cpu"
+) -> dict[str, np.ndarray]:
     """The control without any encoder: z-scored voxels averaged to at most 16³, (n, 4096) float32."""
     parts = []
-    for batch in batches(volumes, batch_size, torch.device("cpu")):
+    for batch in batches(volumes, batch_size, torch.device(device)):
         d, h, w = (min(a, b) for a, b in zip(RAW_GRID, batch.shape[-3:], strict=True))
-        parts.append(F.adaptive_avg_pool3d(batch, (d, h, w)).flatten(1))
+        parts.append(F.adaptive_avg_pool3d(batch, (d, h, w)).flatten(1).cpu())
     return {"voxels": torch.cat(parts).numpy()}
 
 
@@ -156,7 +168,7 @@ def make_features(
     def make(folder: Path) -> dict[str, Any]:
         device = best_device(cpu=cpu)
         if encoder_folder is None:
-            features = raw_voxels(volumes())
+            features = raw_voxels(volumes(), device=device)
         else:
             encoder = VisionTransformer3d.from_pretrained(encoder_folder)
             bank = volumes()

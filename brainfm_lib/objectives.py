@@ -130,7 +130,7 @@ def compute_loss(
     volumes: Tensor,
     mask: Mask,
     *,
-    spectral_weight: float,
+    spectral_weight: float | Tensor,
     auxiliary: bool = True,
     detail: bool = False,
     ahead: VcrAhead | None = None,
@@ -142,7 +142,7 @@ def compute_loss(
         config: The arm.
         volumes: (B, 1, D, H, W) float32, z-scored.
         mask: Visible and hidden positions, (B, ·) each.
-        spectral_weight: λ at this step; at 0 the spectral loss is not evaluated.
+        spectral_weight: λ at this step; at 0.0 the spectral loss is not evaluated, as a tensor (scalar) it always is.
         auxiliary: Take the auxiliary objective into the loss; without it, every arm of a family has the same loss.
         detail: Also measure the ratio of the auxiliary to the main gradient on the predictions (costs a pass).
         ahead: What `regularise_ahead` says of this part.
@@ -166,9 +166,17 @@ def compute_loss(
 
 def _regularisation(context: Tensor, target: Tensor, vcr: VcrConfig) -> tuple[Tensor, dict[str, Tensor]]:
     """Weighted VCR of context (B, V, E) and target latents (B, H, E), and its terms."""
-    latents = context if vcr.context_only else torch.cat([context, target], dim=1)
-    variance = variance_loss(latents, pooled=vcr.pooled, gathered=vcr.gathered)
-    covariance = covariance_loss(latents, gathered=vcr.gathered)
+    settings = {"pooled": vcr.pooled, "gathered": vcr.gathered}
+    if vcr.context_only:
+        variance, covariance = variance_loss(context, **settings), covariance_loss(context, gathered=vcr.gathered)
+    else:  # as of both side by side, but no gradient is computed for targets
+        covariance = covariance_loss(context, target, gathered=vcr.gathered)
+        if vcr.pooled:
+            variance = variance_loss(torch.cat([context, target], dim=1), **settings)
+        else:
+            seen, hidden = context.shape[1], target.shape[1]
+            of_both = seen * variance_loss(context, **settings) + hidden * variance_loss(target, **settings)
+            variance = of_both / (seen + hidden)
     value = vcr.weight * (vcr.variance * variance + vcr.covariance * covariance)
     return value, {"variance": variance.detach(), "covariance": covariance.detach()}
 
@@ -178,7 +186,7 @@ def _mae_loss(
     config: ObjectiveConfig,
     volumes: Tensor,
     mask: Mask,
-    spectral_weight: float,
+    spectral_weight: float | Tensor,
     detail: bool,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     assert config.mae is not None
@@ -187,7 +195,7 @@ def _mae_loss(
     target = gather(patchify(volumes, patch_size), mask.hidden)
     loss = reconstruction_loss(predicted, target, normalise_patches=config.mae.normalise_patches)
     terms = {"reconstruction": loss.detach()}
-    if config.spectral is not None and spectral_weight > 0:
+    if config.spectral is not None and (isinstance(spectral_weight, Tensor) or spectral_weight > 0):
         filled = denormalise(predicted, target) if config.mae.normalise_patches else predicted
         spectral = spectral_loss(
             mosaic(volumes, filled, mask, patch_size),

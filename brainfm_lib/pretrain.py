@@ -33,7 +33,9 @@ from brainfm_lib.data.batches import Batches, batch_rows
 from brainfm_lib.data.geometry import Geometry
 from brainfm_lib.device import faster_precision
 from brainfm_lib.errors import InputError
+from brainfm_lib.graphed import GraphedLoss
 from brainfm_lib.identity import stable_hash
+from brainfm_lib.losses.spectral import compile_spectral_loss
 from brainfm_lib.masking import Mask, MaskConfig, dropped_foreground
 from brainfm_lib.models import Jepa, MaskedAutoencoder
 from brainfm_lib.models.vit import compile_blocks, recompute_activations
@@ -79,6 +81,7 @@ class Trainer:
         folder: Where checkpoints and results go.
         cpu: Stay on the CPU whatever else there is.
         compile: Compile the transformer blocks (equal up to rounding; pays on long runs).
+        graphs: Replay forward and backward pass as CUDA graphs, where that is possible (see `_can_replay`).
         recompute: Keep few activations and compute them again in the backward pass (equal, slower, less memory).
         about: Facts for the encoder's model card: run, data and the like.
         scans: Digests of the training scans: their keys are left beside the weights, so that an audit can find them.
@@ -96,6 +99,7 @@ class Trainer:
         *,
         cpu: bool = False,
         compile: bool = False,
+        graphs: bool = True,
         recompute: bool = False,
         about: Mapping[str, str] | None = None,
         scans: Iterable[str] = (),
@@ -117,6 +121,10 @@ class Trainer:
             recompute_activations(self.raw)
         if compile:
             compile_blocks(self.raw)
+            compile_spectral_loss()
+        self.graphed: GraphedLoss | None = None
+        if graphs and self._can_replay():
+            self.graphed = GraphedLoss(self.raw, config.objective, self.precision)
         self.optimiser = make_optimiser(self.raw, config.optimiser)
         self.model = self.accelerator.prepare_model(self.raw)
         self.batches = Batches(volumes, self.device)
@@ -130,6 +138,11 @@ class Trainer:
         self.kept = snapshot_steps(config.optimiser.steps)
         self.pending: list[dict[str, Tensor]] = []
         self.splits: list[str] = [f"{self.world} × {config.optimiser.accumulate}"]
+
+    def _can_replay(self) -> bool:
+        """On one CUDA device, where a step is one pass and its shapes never change."""
+        one = self.world == 1 and self.config.optimiser.accumulate == 1
+        return self.device.type == "cuda" and one and self.config.mask.kind != "replica"
 
     def _check(self, n_volumes: int) -> None:
         """Refuse what cannot be trained, before anything is made."""
@@ -214,6 +227,9 @@ class Trainer:
         draws = draw_augmentation(len(rows), stream("cpu", config.seed, "augment", step))
         volumes = augment(self.batches(rows[mine]), draws[:, mine], config.augment)
         volumes, mask, dropped = self._masked(volumes, len(rows), mine, "mask", step)
+        if self.graphed is not None:
+            loss, terms = self.graphed(volumes, mask, weight, detail=detail)
+            return self._update({"loss": loss, **terms}, dropped)
         part = len(volumes) // optimiser.accumulate
         slices = [slice(i * part, (i + 1) * part) for i in range(optimiser.accumulate)]
         parts = [(volumes[piece], mask.rows(piece)) for piece in slices]
@@ -235,13 +251,17 @@ class Trainer:
                 accelerator.backward(loss / len(parts))
             for name, value in {"loss": loss.detach(), **terms}.items():
                 total[name] = total.get(name, 0.0) + value / len(parts)
+        return self._update(total, dropped)
+
+    def _update(self, total: dict[str, Tensor], dropped: Tensor | None) -> dict[str, Tensor]:
+        """Move the weights along the gradients, and the target encoder after them; returns the terms, completed."""
         if dropped is not None:
             total["foreground_dropped"] = dropped
-        total["gradient_norm"] = nn.utils.clip_grad_norm_(self.raw.parameters(), optimiser.clip)
+        total["gradient_norm"] = nn.utils.clip_grad_norm_(self.raw.parameters(), self.config.optimiser.clip)
         self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)
         if isinstance(self.raw, Jepa):
-            self.raw.update_target(self.raw.config.decay_at(step, optimiser.steps))
+            self.raw.update_target(self.raw.config.decay_at(self.step, self.config.optimiser.steps))
         return total
 
     def _masked(
@@ -331,7 +351,7 @@ class Trainer:
         """Main loss term on held-out subjects, without augmentation, under masks that never change."""
         volumes = self.heldout(np.arange(len(self.heldout)))
         volumes, mask, _ = self._masked(volumes, len(volumes), slice(None), "validation")
-        with self.accelerator.autocast():
+        with self.accelerator.autocast(), torch.compiler.set_stance("force_eager"):  # no compiling for another size
             _, terms = compute_loss(
                 self.raw, self.config.objective, volumes, mask, spectral_weight=0.0, auxiliary=False
             )

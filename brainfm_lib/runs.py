@@ -293,7 +293,12 @@ def _provenance(config: RunConfig, seconds: float) -> dict[str, Any]:
 
 
 def _git_state() -> dict[str, Any]:
-    """Commit and whether tracked files differ from it; both None outside a checkout."""
+    """Commit and whether tracked files differ from it; both None outside a checkout.
+
+    Where the code travels without its repository, BRAINFM_COMMIT says which commit it is, unchanged.
+    """
+    if os.environ.get("BRAINFM_COMMIT"):
+        return {"commit": os.environ["BRAINFM_COMMIT"], "dirty": False}
     try:
         root = project_root()
         commit, status = (

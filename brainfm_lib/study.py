@@ -80,6 +80,7 @@ class Study(StudyStructure):
         super().__init__(load_manifest(manifest), settings, progress=progress, allow_leak=allow_leak)
         self.profile_name, self.seed, self.cpu = profile, int(seed), cpu
         self.compile, self.recompute = compile, recompute
+        self.after: int | None = None  # steps after which trained encoders are looked at; None: all
         self.used, self._leaks, self._met, self._labels, self._digests = {}, {}, {}, {}, {}
         self._asked: list[str] = []
         self.arms: tuple[str, ...] = tuple(ARMS) if objective == "all" else (objective,)
@@ -153,7 +154,8 @@ class Study(StudyStructure):
         """The run of `request` if it is there; a page that asked is out of date once it is, or no longer is.
 
         ``<request>@seed=1``, ``<request>@lr=0.001`` or ``<request>@weight=0`` asks for the run as another seed, another
-        learning rate or another weight of its arm's auxiliary objective would make it, see `variant`.
+        learning rate or another weight of its arm's auxiliary objective would make it, ``<request>@step=250`` for one
+        of the encoder in the middle of its training, see `variant`.
         """
         found = find_whole(self._config_of(request))
         self._asked.append(request)
@@ -171,13 +173,13 @@ class Study(StudyStructure):
         Args:
             request: Whose arm it is.
             change: ``seed=1``; ``lr=0.001``; ``weight=0``, of the auxiliary objective, at the learning rate of the arm
-                without one; or ``paired=1``, a seed at that rate.
+                without one; ``paired=1``, a seed at that rate; or ``step=250``, encoders after so many steps.
 
         Raises:
             InputError: `change` is neither.
         """
         name, _, value = change.partition("=")
-        arm = "" if name == "seed" else request.split(":")[1]
+        arm = "" if name in ("seed", "step") else request.split(":")[1]
         if (arm, change) in self._variants:
             return self._variants[arm, change]
         other = copy.copy(self)  # cohorts, splits and what leaks depend on neither
@@ -185,6 +187,8 @@ class Study(StudyStructure):
         try:
             if name == "seed":
                 other.seed = int(value)
+            elif name == "step":
+                other.after = int(value)
             elif name == "lr":
                 other.profile = dataclasses.replace(self.profile, arm_lr={**self.profile.arm_lr, arm: float(value)})
             elif name in ("weight", "paired"):
@@ -200,7 +204,7 @@ class Study(StudyStructure):
                 raise ValueError
         except (KeyError, ValueError) as error:
             raise InputError(
-                f"{change!r} changes nothing of {request}: write seed=1, lr=0.001, weight=0 or paired=1."
+                f"{change!r} changes nothing of {request}: write seed=1, lr=0.001, weight=0, paired=1 or step=250."
             ) from error
         return self._variants.setdefault((arm, change), other)
 
@@ -224,6 +228,12 @@ class Study(StudyStructure):
         if arm == CONTROL:
             settings: dict[str, Any] = {"encoder": dataclasses.asdict(self.profile.encoder), "seed": self.seed}
             return RunConfig("init", settings, code=("brainfm_lib.pretrain",))
+        if self.after is not None:
+            whole = {"training": self._trained_config(arm)}
+            return RunConfig("snapshot", {"step": self.after}, inputs=whole, code=("brainfm_lib.snapshot",))
+        return self._trained_config(arm)
+
+    def _trained_config(self, arm: str) -> RunConfig:
         config = self.profile.pretraining(arm, self.seed)
         settings = dataclasses.asdict(config)
         if config.objective.vcr is None or config.objective.vcr.gathered:
@@ -232,13 +242,23 @@ class Study(StudyStructure):
         return RunConfig("pretrain", settings, self._pretraining_data, code=code)
 
     def _pretrain_make(self, arm: str, **making: Any) -> Callable[[Path], Any]:
-        from brainfm_lib.pretrain import initial_model, make_pretrain
+        from brainfm_lib.pretrain import initial_model
 
         if arm in self.own:
             return self._import_make(arm)
         if arm == CONTROL:
             config = self.profile.pretraining("mae", self.seed)
             return lambda folder: initial_model(config).encoder.save_pretrained(folder / "encoder")
+        if self.after is not None:
+            from brainfm_lib.snapshot import make_snapshot
+
+            trained = ensure(self._trained_config(arm), self._trained_make(arm))
+            return make_snapshot(self.profile.pretraining(arm, self.seed), trained.path, self.after)
+        return self._trained_make(arm, **making)
+
+    def _trained_make(self, arm: str, **making: Any) -> Callable[[Path], Any]:
+        from brainfm_lib.pretrain import make_pretrain
+
         return make_pretrain(
             self.profile.pretraining(arm, self.seed),
             lambda: (self.pretraining_volumes(0)[0], self.pretraining_volumes(1)[0]),

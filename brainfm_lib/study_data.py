@@ -1,6 +1,9 @@
 """The data of a study: cohorts cut to the profile, their volumes, tasks and splits, and who may be pretrained on."""
 
+from __future__ import annotations
+
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -14,6 +17,9 @@ from brainfm_lib.data.splits import assign_folds, assign_splits, held_out_subjec
 from brainfm_lib.data.store import Volumes, VolumeSet, open_volumes
 from brainfm_lib.errors import InputError
 from brainfm_lib.identity import stable_hash
+
+if TYPE_CHECKING:
+    from brainfm_lib.data.phantom.bank import PhantomBank
 
 HELDOUT_SHARE = 0.1
 
@@ -58,6 +64,11 @@ class StudyData:
         if name not in self._volumes:
             self._volumes[name] = self._open(cohort)
         return self._volumes[name]
+
+    def keep(self, name: str, bank: PhantomBank) -> None:
+        """Take a cohort's volumes from a bank in memory from now on, in place of the store."""
+        self.cohort(name)
+        self._volumes[name] = bank  # type: ignore[assignment]
 
     def _open(self, cohort: Cohort) -> Volumes:
         return open_volumes(cohort, self.profile.geometry, progress=self.progress, on_error="report")

@@ -57,6 +57,8 @@ def rows_at(table: Tensor, index: Tensor) -> Tensor:
 
 def scatter(tokens: Tensor, index: Tensor, values: Tensor) -> Tensor:
     """Return tokens (B, N, E) with those at `index` (B, K) replaced by `values` (B, K, E); differentiable in both."""
+    if index.stride(0) == 0:
+        return tokens.index_copy(1, index[0], values)
     return tokens.scatter(1, index.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]), values)
 
 

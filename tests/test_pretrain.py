@@ -319,3 +319,19 @@ def test_a_step_never_waits_for_the_device(arm, tmp_path):
         trainer.train_step(next(rows), detail=True)
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("arm", ARMS)
+def test_replayed_graphs_train_like_separate_launches(arm, tmp_path):
+    traces = []
+    for graphs in (False, True):
+        trainer = Trainer(make_config(arm, precision="fp32"), make_volumes(), make_volumes(2), tmp_path, graphs=graphs)
+        assert (trainer.graphed is not None) == graphs
+        rows = batch_rows(10, 4, 0)
+        terms = []
+        for step in range(8):
+            trainer.step = step
+            terms.append({n: float(v) for n, v in trainer.train_step(next(rows), detail=step % 3 == 2).items()})
+        traces.append(pd.DataFrame(terms))
+    pd.testing.assert_frame_equal(*traces, rtol=1e-3)

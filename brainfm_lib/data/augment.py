@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from brainfm_lib.data.noise import white_noise
 from brainfm_lib.device import send
 from brainfm_lib.errors import InputError
 
@@ -110,9 +111,12 @@ def _augmented(volumes: Tensor, draws: Tensor, config: AugmentConfig) -> Tensor:
     )
     noise = (value >= gamma) & (value < noisy)
     seeds = (draws[8] * 2**52).long()
-    for row in noise.nonzero()[:, 0].tolist():  # to each from a generator of its own
-        generator = torch.Generator(device=volumes.device).manual_seed(int(seeds[row]))
-        volumes[row] += torch.empty_like(volumes[row]).normal_(0, config.noise_std, generator=generator)
+    if volumes.device.type == "cpu":
+        for row in noise.nonzero()[:, 0].tolist():  # to each from a generator of its own
+            generator = torch.Generator().manual_seed(int(seeds[row]))
+            volumes[row] += torch.empty_like(volumes[row]).normal_(0, config.noise_std, generator=generator)
+    else:
+        volumes = _where(noise, lambda part, seed: _noisy(part, seed, config.noise_std), volumes, seeds % 2**31)
     sigma = (config.max_blur * draws[7].clamp_min(0.05)).float()
     volumes = _where((value >= noisy) & (value < blurred), _blurred, volumes, sigma)
     touched = (space < config.affine) | (value < blurred)
@@ -195,6 +199,12 @@ def _resampled(volumes: Tensor, inverse: Tensor) -> Tensor:
     ).view(batch, 1, height, depth, width)
     moved = moved.transpose(2, 3)
     return moved * (moved > FLOOR / 2)
+
+
+def _noisy(volumes: Tensor, seeds: Tensor, deviation: float) -> Tensor:
+    """Noise in all volumes at once; seeds (B,)."""
+    index = torch.arange(volumes[0].numel(), dtype=torch.int32, device=volumes.device)
+    return volumes + deviation * white_noise(seeds.int(), index).view(volumes.shape)
 
 
 def _blurred(volumes: Tensor, sigma: Tensor) -> Tensor:

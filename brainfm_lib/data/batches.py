@@ -37,13 +37,18 @@ class Batches:
     as they are needed.
 
     Args:
-        volumes: (N, D, H, W) float16 or uint8 in their stored type: an array, or a `store.VolumeSet`.
+        volumes: (N, D, H, W) float16 or uint8 in their stored type: an array, or a `store.VolumeSet`; one that is made
+            of a `phantom.bank.PhantomBank` stays where it is.
         device: Where batches are wanted.
     """
 
     def __init__(self, volumes: Any, device: torch.device) -> None:
         self.device = device
         self.resident: Tensor | None = None
+        self.bank = getattr(volumes, "on_device", None)
+        if self.bank is not None:
+            self.volumes, self.reader = volumes, None
+            return
         on_device = device.type == "cuda" and volumes.nbytes < HELD * torch.cuda.mem_get_info(device)[0]
         if on_device or volumes.nbytes < HELD * free_memory():
             volumes = np.ascontiguousarray(volumes[:])
@@ -58,7 +63,9 @@ class Batches:
 
     def __call__(self, rows: np.ndarray) -> Tensor:
         """Rows (B,) -> (B, 1, D, H, W) float32 on the device; the host waits for volumes that are not resident."""
-        if self.resident is not None:
+        if self.bank is not None:
+            chosen = self.bank(rows).to(self.device)
+        elif self.resident is not None:
             chosen = self.resident[send(torch.from_numpy(rows), self.device)]
         else:
             chosen = send(torch.from_numpy(self._read(rows)), self.device)

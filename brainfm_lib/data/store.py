@@ -29,6 +29,8 @@ from brainfm_lib.integrity import read_table, set_aside, write_table
 from brainfm_lib.paths import store_dir
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from brainfm_lib.data.cohort import Cohort
 
 INDEX = "index.parquet"
@@ -129,6 +131,11 @@ class VolumeSet:
 
     def __len__(self) -> int:
         return int(self._starts[-1])
+
+    @property
+    def on_device(self) -> Callable[[np.ndarray], Tensor] | None:
+        """What hands out rows as a tensor where all volumes are one bank in a device's memory, else None."""
+        return getattr(self.parts[0], "on_device", None) if len(self.parts) == 1 else None
 
     @property
     def nbytes(self) -> int:

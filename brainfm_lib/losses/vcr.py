@@ -56,11 +56,12 @@ def variance_loss(z: Tensor, *, pooled: bool = False, gathered: bool = False) ->
     return torch.relu(1 - (variance + 1e-4).sqrt()).mean()
 
 
-def covariance_loss(z: Tensor, *, gathered: bool = False) -> Tensor:
+def covariance_loss(z: Tensor, constant: Tensor | None = None, *, gathered: bool = False) -> Tensor:
     """Sum of squared off-diagonal covariances over D.
 
     Args:
         z: (B, T, D), flattened to BT × D and centred.
+        constant: (B, S, D) latents that count as well and get no gradient, which then costs nothing.
         gathered: As for `variance_loss`.
 
     Returns:
@@ -70,10 +71,12 @@ def covariance_loss(z: Tensor, *, gathered: bool = False) -> Tensor:
         ValueError: A single latent has no covariance.
     """
     with torch.autocast(z.device.type, enabled=False):
-        rows = widen(z).reshape(-1, z.shape[-1])
-        n = len(rows) * n_ranks(gathered)
+        parts = [widen(part).reshape(-1, z.shape[-1]) for part in ([z] if constant is None else [z, constant.detach()])]
+        n = sum(len(rows) for rows in parts) * n_ranks(gathered)
         if n < 2:
             raise ValueError("the covariance term of VCR needs at least two latents")
-        rows = rows - sum_over_ranks(rows.detach().sum(dim=0), gathered) / n
-        covariance = sum_over_ranks(rows.T @ rows, gathered) / (n - 1)
+        mean = sum_over_ranks(torch.stack([rows.detach().sum(dim=0) for rows in parts]).sum(dim=0), gathered) / n
+        centred = [rows - mean for rows in parts]
+        products = [rows.T @ rows for rows in centred]
+        covariance = sum_over_ranks(products[0] if constant is None else products[0] + products[1], gathered) / (n - 1)
         return (covariance.square().sum() - covariance.diagonal().square().sum()) / z.shape[-1]

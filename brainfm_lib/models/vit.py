@@ -9,12 +9,13 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.compiler import is_compiling
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from brainfm_lib.errors import InputError
 from brainfm_lib.identity import write_atomic
-from brainfm_lib.models.lean import gelu_linear, norm_linear
+from brainfm_lib.models import lean
 from brainfm_lib.tokens import gather, patch_grid, patchify, rows_at
 
 
@@ -43,6 +44,10 @@ class VisionTransformerConfig:
             raise ValueError(f"encoder: sizes are positive and embed_dim is a multiple of heads, got {self}")
 
 
+COMPILED_SHAPES = 64  # of blocks in one process: encoders and decoders, training or not, several batches and precisions
+_PLAIN = (lambda x, norm, linear: linear(norm(x)), lambda x, linear: linear(F.gelu(x)))
+
+
 class Block(nn.Module):
     """Pre-norm transformer block on (B, K, E).
 
@@ -68,6 +73,8 @@ class Block(nn.Module):
 
     def _transform(self, x: Tensor, start: int) -> Tensor:
         b, k, e = x.shape
+        # a compiler fuses cheap steps and recomputes them on its own
+        norm_linear, gelu_linear = (lean.norm_linear, lean.gelu_linear) if not is_compiling() else _PLAIN
         q, key, v = (
             norm_linear(x, self.norm1, self.qkv).view(b, k, 3, self.heads, e // self.heads).permute(2, 0, 3, 1, 4)
         )
@@ -84,10 +91,11 @@ def recompute_activations(model: nn.Module) -> None:
 
 
 def compile_blocks(model: nn.Module, backend: str = "inductor") -> None:
-    """Compile the transformer blocks of `model` in place; equal ones are compiled once, and state names stay."""
+    """Compile the transformer blocks of `model` in place, once for each shape of tokens; state names stay."""
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, COMPILED_SHAPES)
     for module in model.modules():
         if isinstance(module, Block):
-            module.compile(backend=backend)
+            module.compile(backend=backend, dynamic=False)
 
 
 def init_weights(module: nn.Module) -> None:

@@ -15,6 +15,7 @@ from scipy import ndimage
 from threadpoolctl import threadpool_limits
 
 from brainfm_lib.data.geometry import Geometry
+from brainfm_lib.data.noise import white_noise
 from brainfm_lib.data.phantom import dials, imaging
 from brainfm_lib.data.phantom.anatomy import CHANNELS
 from brainfm_lib.data.phantom.cohort import PhantomSpec, draw_ancestor
@@ -183,7 +184,7 @@ def folded(
     weaker = (FOLD_KNOTS / knots) ** 1.5
     shape = [int(n / knots) + 2 for n in extent]
     index = torch.arange(3 * int(np.prod(shape)), dtype=torch.int32, device=points.device)
-    field = sample(imaging.white_noise(seeds, index).view(len(seeds), 3, *shape), points, origin, knots)
+    field = sample(white_noise(seeds, index).view(len(seeds), 3, *shape), points, origin, knots)
 
     def realised(share: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
         return torch.sigmoid(STEEPER * (torch.logit(share, eps=1e-4) + weaker * shift))
@@ -220,7 +221,7 @@ def render_draws(draws: list[Draw], geometry: Geometry, device: str = "cpu") -> 
     fluid = 1 - grey - deep - white - OUTSIDE * (1 - mask)  # what lies around the brain is dark in every contrast
     shares = torch.stack([fluid, grey, deep, white], dim=1)
     index = where.int()
-    rough = imaging.white_noise(seeds[:, 0], index)
+    rough = white_noise(seeds[:, 0], index)
     if any(d.lesion for d in draws):
         parts = torch.zeros(len(draws), 4, mask.shape[1], device=device)
         for row, d in enumerate(draws):
@@ -247,8 +248,8 @@ def render_draws(draws: list[Draw], geometry: Geometry, device: str = "cpu") -> 
     signal = signal.clamp(min=0) ** column("curve")[:, None]
     level_of_noise = fine * column("noise")[:, None]
     signal = torch.hypot(
-        signal + level_of_noise * imaging.white_noise(seeds[:, 1], index),
-        level_of_noise * imaging.white_noise(seeds[:, 2], index),
+        signal + level_of_noise * white_noise(seeds[:, 1], index),
+        level_of_noise * white_noise(seeds[:, 2], index),
     )
     values = imaging.normalise(signal, mask > column("strip")[:, None])
     volumes = torch.zeros(len(draws), int(np.prod(geometry.grid)), device=device)

@@ -1,0 +1,242 @@
+"""What fits into a budget of minutes: measured on this machine, decided once, kept in a file."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from brainfm_lib.data.phantom.bank import PhantomBank
+from brainfm_lib.device import best_device
+from brainfm_lib.errors import InputError
+from brainfm_lib.identity import write_atomic
+from brainfm_lib.objectives import ARMS
+from brainfm_lib.study import Study
+
+LADDER = ("reference", "compact", "quick", "tiny")  # profiles, the largest first: the study is made with the first that fits
+COMPACT = "compact"  # of the encoders that ship
+WANTED = 80_000  # volumes an arm and seed sees, if there is time for as many
+FEWEST = 10_000  # volumes below which the next smaller profile is taken; the last one takes what there is
+BANK = 40_000  # scans to train on, at most
+RESERVE = 0.1  # of the budget is not planned with
+BANK_SHARE, COMPACT_SHARE = 0.15, 0.4  # of the budget, at most, for making scans and for the encoders that ship
+SEEDS = 3
+JUDGED_SUBJECTS = 1000  # of each cohort that tasks are asked of, at most
+PROBE_SECONDS = 1.0  # of one core for all probes of one encoder, 128 wide, on one task: about what they take
+TIMED = {"cpu": (1, 2), "cuda": (3, 8)}  # steps that warm up, and that are timed
+TIMED_BATCH = {"cpu": 4}  # volumes in a timed step, at most
+TIMED_SCANS = {"cpu": 16, "cuda": 512}
+
+
+@dataclass(frozen=True)
+class Part:
+    """One profile's share of the plan.
+
+    Attributes:
+        profile: Its name.
+        seeds: How many, from 0.
+        steps: Of every arm.
+        subjects: Of the pretraining cohort.
+        judged: Subjects of each cohort that tasks are asked of.
+        volumes: That every arm and seed sees.
+        seconds: Expected, by what they are for.
+    """
+
+    profile: str
+    seeds: int
+    steps: int
+    subjects: int
+    judged: int
+    volumes: int
+    seconds: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def overrides(self) -> dict[str, Any]:
+        """Of the profile."""
+        return {
+            "optimiser.steps": self.steps,
+            "subjects.pretraining": self.subjects,
+            "subjects.downstream": self.judged,
+        }
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is made.
+
+    Attributes:
+        minutes: The budget.
+        device: Name of what it was measured on.
+        compiled: Whether blocks are compiled.
+        parts: In the order in which they are made.
+        rates: Profile -> volumes a second: rendered, judged, and trained by each arm.
+    """
+
+    minutes: float
+    device: str
+    compiled: bool
+    parts: tuple[Part, ...]
+    rates: Mapping[str, Mapping[str, float]]
+
+    def lines(self) -> Iterator[str]:
+        """What is printed of it."""
+        yield f"{self.minutes:g} minutes on {self.device}{', blocks compiled' if self.compiled else ''}"
+        for part in self.parts:
+            known = self.rates[part.profile]
+            rates = ", ".join(f"{name} {rate:,.0f}/s" for name, rate in known.items())
+            yield f"{part.profile}: measured volumes a second: {rates}"
+            yield (
+                f"{part.profile}: {part.seeds} seeds of {len(ARMS)} arms, {part.steps:,} steps, {part.volumes:,} "
+                f"volumes each, {part.subjects:,} subjects; expected: "
+                + ", ".join(f"{name} {seconds:,.0f} s" for name, seconds in part.seconds.items())
+            )
+
+
+def save(plan: Plan, file: Path) -> None:
+    """Write a plan as JSON."""
+    with write_atomic(file) as path:
+        path.write_text(json.dumps(dataclasses.asdict(plan), indent=2))
+
+
+def load(file: Path) -> Plan:
+    """Read what `save` wrote."""
+    values = json.loads(file.read_text())
+    return Plan(**{**values, "parts": tuple(Part(**part) for part in values["parts"])})
+
+
+def make_plan(
+    minutes: float, *, cpu: bool, manifest: str | Path | None, profiles: tuple[str, ...] = LADDER, cores: int
+) -> Plan:
+    """Measure, and decide on grid, seeds and steps.
+
+    The largest profile of the ladder is taken in which every arm sees `FEWEST` volumes in time; where it is larger than
+    `COMPACT`, that is made as well, first. Seeds come before more than `WANTED` volumes.
+
+    Args:
+        minutes: The budget, what measuring takes included.
+        cpu: Stay on the CPU whatever else there is.
+        manifest: As in `Study`.
+        profiles: The ladder.
+        cores: That probes may use.
+
+    Raises:
+        InputError: The budget does not suffice for anything.
+    """
+    started = time.perf_counter()
+    device = best_device(cpu=cpu)
+    rates: dict[str, dict[str, float]] = {}
+    compiled = device.type == "cuda"
+    for number, name in enumerate(profiles):
+        rates[name] = measure(name, cpu=cpu, manifest=manifest, compiled=compiled)
+        left = minutes * 60 * (1 - RESERVE) - (time.perf_counter() - started)
+        extra = COMPACT in profiles[number + 1 :]
+        large = fit(name, left * (1 - COMPACT_SHARE if extra else 1), rates[name], manifest, cores, seeds=SEEDS)
+        last = name == profiles[-1]
+        if large is None or (large.volumes < FEWEST and not last):
+            continue
+        parts = [large]
+        if extra:
+            rates[COMPACT] = measure(COMPACT, cpu=cpu, manifest=manifest, compiled=compiled)
+            left = minutes * 60 * (1 - RESERVE) - (time.perf_counter() - started)
+            small = fit(COMPACT, left * COMPACT_SHARE, rates[COMPACT], manifest, cores, seeds=1, wanted=None)
+            spent = sum(small.seconds.values()) if small else 0.0
+            again = fit(name, left - spent, rates[name], manifest, cores, seeds=SEEDS)
+            parts = [part for part in (small, again or large) if part]
+        what = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type}, {cores} cores"
+        return Plan(minutes, what, compiled, tuple(parts), rates)
+    raise InputError(f"{minutes:g} minutes do not suffice for the smallest study on this machine: give more.")
+
+
+def fit(
+    name: str,
+    seconds: float,
+    rates: Mapping[str, float],
+    manifest: str | Path | None,
+    cores: int,
+    *,
+    seeds: int,
+    wanted: int | None = WANTED,
+) -> Part | None:
+    """The most seeds (up to `seeds`) for which every arm sees `wanted` volumes in `seconds`, else one with fewer.
+
+    `wanted` None: one seed sees all that there is time for.
+    """
+    study = Study(name, manifest)
+    batch = study.profile.optimiser.batch_size
+    cohorts = {study.cohort_of(task) for task in study.tasks}
+    scans = sum(getattr(study.manifest.cohorts[cohort], "spec", {}).get("scans_per_subject", 1) for cohort in cohorts)
+    most = study.profile.subjects.downstream or JUDGED_SUBJECTS
+    judged = int(min(most, max(BANK_SHARE * seconds * rates["rendered"] / max(scans, 1), 60)))
+    of_tasks = judged * scans
+    making = min(BANK, BANK_SHARE * seconds * rates["rendered"])
+    subjects = max(int(making) // 2, 16)
+    fixed = {"rendering": (2 * subjects + of_tasks) / rates["rendered"]}
+    encoders, probing = len(ARMS), PROBE_SECONDS * (study.profile.encoder.embed_dim / 128) ** 2
+    per_seed = encoders * (of_tasks / rates["judged"] + len(study.tasks) * probing / cores)
+    a_volume = sum(1 / rates[arm] for arm in ARMS)
+    shared = fixed["rendering"] + per_seed / encoders + 3 * per_seed  # controls; analyses and the learning curve
+    for count in range(seeds, 0, -1):
+        room = (seconds - shared) / count - per_seed
+        volumes = int(room / a_volume)
+        if wanted is not None and volumes >= wanted:
+            volumes = wanted if count < seeds else volumes
+        elif count > 1:
+            continue
+        steps = volumes // batch
+        if steps < 10:
+            return None
+        expected = fixed | {"training": count * steps * batch * a_volume, "judging": count * per_seed + 4 * per_seed}
+        return Part(name, count, steps, min(subjects, study.profile.subjects.pretraining or subjects), judged,
+                    steps * batch, {k: round(v, 1) for k, v in expected.items()})  # fmt: skip
+    return None
+
+
+def measure(name: str, *, cpu: bool, manifest: str | Path | None, compiled: bool) -> dict[str, float]:
+    """Volumes a second that this machine renders, reads features of, and trains every arm on."""
+    from brainfm_lib.data.batches import batch_rows
+    from brainfm_lib.features import extract
+    from brainfm_lib.pretrain import Trainer, initial_model
+
+    device = best_device(cpu=cpu)
+    warm, timed = TIMED.get(device.type, TIMED["cuda"])
+    scans = TIMED_SCANS.get(device.type, TIMED_SCANS["cuda"])
+    study = Study(name, manifest, progress=False, cpu=cpu, overrides={"subjects.pretraining": scans})
+    cohort = study.cohort(study.pretraining_cohorts[0]).select(range(scans))
+    PhantomBank(cohort.select(range(min(scans, 4))), study.profile.geometry, device)  # what all scans share is read
+    bank = PhantomBank(cohort, study.profile.geometry, device)
+    rates = {"rendered": scans / bank.seconds}
+    config = study.profile.pretraining("mae", 0)
+    encoder, few = initial_model(config).encoder, bank.select(range(min(scans, 128)))
+    for _ in range(2):
+        started = time.perf_counter()
+        extract(encoder, few, poolings=("mean",), batch_size=study.profile.evaluation.batch_size, device=device)
+        rates["judged"] = len(few) / (time.perf_counter() - started)
+    size = min(config.optimiser.batch_size, TIMED_BATCH.get(device.type, config.optimiser.batch_size))
+    for arm in ARMS:
+        config = study.profile.pretraining(arm, 0)
+        config = dataclasses.replace(config, optimiser=dataclasses.replace(config.optimiser, batch_size=size))
+        with tempfile.TemporaryDirectory() as folder:
+            trainer = Trainer(config, bank, bank.select(range(8)), Path(folder), cpu=cpu, compile=compiled)
+            trainer.step = config.optimiser.steps // 2  # all terms of the loss count there
+            rows = batch_rows(len(bank), size, 0)
+            for number in range(warm + timed):
+                if number == warm:
+                    _wait(device)
+                    started = time.perf_counter()
+                trainer.train_step(next(rows))
+            _wait(device)
+        rates[arm] = size * timed / (time.perf_counter() - started)
+    return {key: float(np.round(rate, 3)) for key, rate in rates.items()}
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize()

@@ -1,0 +1,289 @@
+"""Making the reference run: banks of phantoms, every arm and seed, features, probes, analyses; resumable anywhere."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from brainfm_lib import comparison
+from brainfm_lib.checkpoint import snapshot_steps
+from brainfm_lib.data.phantom.bank import PhantomBank
+from brainfm_lib.device import best_device
+from brainfm_lib.identity import write_atomic
+from brainfm_lib.reference import plan as planning
+from brainfm_lib.reference.collect import collect
+from brainfm_lib.reference.plan import Part, Plan
+from brainfm_lib.study import Study
+from brainfm_lib.verdict import RAW_VOXELS
+
+PLAN, SPENT, BUSY = "plan.json", "spent.json", "busy.csv"
+SAMPLED = 500  # milliseconds between two looks at the device
+
+
+def make_reference(
+    folder: Path,
+    minutes: float,
+    *,
+    cpu: bool = False,
+    manifest: str | Path | None = None,
+    profiles: Sequence[str] = planning.LADDER,
+    sitting: float | None = None,
+) -> Iterator[str]:
+    """Make the reference run, or go on with it: a line a result.
+
+    Args:
+        folder: ``state/`` in it holds what is needed to go on, ``results/`` what is worth keeping.
+        minutes: The whole budget, over all sittings.
+        cpu: Stay on the CPU whatever else there is.
+        manifest: As in `Study`; its cohorts must be phantoms.
+        profiles: The ladder of `plan.make_plan`.
+        sitting: Minutes after which this process stops, with a checkpoint, so that the next can go on.
+    """
+    state = folder / "state"
+    state.mkdir(parents=True, exist_ok=True)
+    os.environ["BRAINFM_RUNS"] = str((state / "runs").resolve())
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    clock = Clock(state / SPENT, minutes)
+    stop = _stop_after(sitting)
+    with sampled(state / BUSY, best_device(cpu=cpu).type == "cuda"), clock:
+        if (state / PLAN).is_file():
+            plan = planning.load(state / PLAN)
+            yield f"goes on with the plan of {state / PLAN}, {clock.spent / 60:.1f} minutes spent"
+        else:
+            plan = planning.make_plan(minutes, cpu=cpu, manifest=manifest, profiles=tuple(profiles), cores=cores)
+            planning.save(plan, state / PLAN)
+        yield from plan.lines()
+        for part in plan.parts:
+            yield from _make_part(plan, part, clock, cpu=cpu, manifest=manifest, cores=cores)
+            collect(folder, plan, clock.log, manifest)
+    if stop is not None:
+        stop.cancel()
+    yield f"{clock.spent / 60:.1f} of {minutes:g} minutes; results: {folder / 'results'}"
+
+
+class Clock:
+    """Time spent over all sittings, and what it was spent on.
+
+    Attributes:
+        log: A row a piece of work: what, seconds, when it began (Unix time), and facts of it.
+    """
+
+    def __init__(self, file: Path, minutes: float) -> None:
+        self.file, self.budget, self.log = file, 60 * minutes, []  # type: tuple[Path, float, list[dict[str, Any]]]
+        self.before = 0.0
+        if file.is_file():
+            noted = json.loads(file.read_text())
+            self.before, self.log = noted["seconds"], noted["log"]
+        self.started = time.perf_counter()
+
+    @property
+    def spent(self) -> float:
+        """Seconds."""
+        return self.before + time.perf_counter() - self.started
+
+    @property
+    def left(self) -> float:
+        """Seconds, those in reserve included."""
+        return self.budget - self.spent
+
+    @contextmanager
+    def piece(self, what: str, **facts: Any) -> Iterator[dict[str, Any]]:
+        """Time a piece of work."""
+        began, started = time.time(), time.perf_counter()
+        yield facts
+        self.log.append({"what": what, "seconds": time.perf_counter() - started, "began": began, **facts})
+        self._write()
+
+    def _write(self) -> None:
+        with write_atomic(self.file) as path:
+            path.write_text(json.dumps({"seconds": self.spent, "log": self.log}, indent=1))
+
+    def __enter__(self) -> Clock:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._write()
+
+
+def _make_part(
+    plan: Plan, part: Part, clock: Clock, *, cpu: bool, manifest: str | Path | None, cores: int
+) -> Iterator[str]:
+    device = best_device(cpu=cpu)
+    banks: dict[str, PhantomBank] = {}
+
+    def study_of(seed: int) -> Study:
+        study = Study(
+            part.profile, manifest, seed, overrides=part.overrides, progress=False, cpu=cpu, compile=plan.compiled
+        )
+        for name, bank in banks.items():
+            study.keep(name, bank)
+        return study
+
+    def render(study: Study, name: str) -> None:
+        cohort = study.cohort(name)
+        with clock.piece(f"render {part.profile} {name}", volumes=len(cohort)):
+            banks[name] = PhantomBank(cohort, study.profile.geometry, device)
+        study.keep(name, banks[name])
+
+    first = study_of(0)
+    (pretraining,) = first.pretraining_cohorts
+    for seed in range(part.seeds):
+        study = study_of(seed)
+        wanted = [arm for arm in comparison.trained_arms(study) if not made(study, f"pretrain:{arm}")]
+        if seed and clock.left < RATHER * _expected(plan, part, "training") / part.seeds:
+            yield f"{part.profile}: seed {seed} is left out: {clock.left:.0f} s are left"
+            break
+        if wanted and pretraining not in banks:
+            render(study, pretraining)
+        for arm in wanted:
+            with clock.piece(f"train {part.profile} {arm} {seed}", volumes=part.volumes) as facts:
+                run = study.run(f"pretrain:{arm}")
+                facts |= {"volumes_per_second": run.provenance["volumes_per_second"]}
+            yield f"{part.profile}: {arm}, seed {seed}: {run.provenance['volumes_per_second']:,.0f} volumes/s"
+    names = dict.fromkeys(study_of(0).cohort_of(task) for task in first.tasks)
+    for seed in range(part.seeds):
+        study = study_of(seed)
+        arms = [arm for arm in comparison.trained_arms(study) if made(study, f"pretrain:{arm}")]
+        for name in names:
+            if name not in banks:
+                render(study, name)
+        if seed == 0 and pretraining not in banks:
+            render(study, pretraining)
+        if arms:
+            with clock.piece(f"judge {part.profile} {seed}", encoders=len(arms)):
+                yield from judge(study, arms, part, cores=cores, cpu=cpu, manifest=manifest)
+    banks.clear()
+
+
+RATHER = 1.05  # times what a seed is expected to take must be left before it is begun
+
+
+def _expected(plan: Plan, part: Part, name: str) -> float:
+    return float(part.seconds.get(name, 0.0))
+
+
+def made(study: Study, request: str) -> bool:
+    """Whether a run is there."""
+    return study.optional(request) is not None
+
+
+def requests(study: Study, arms: Sequence[str]) -> list[str]:
+    """What is asked of features, by processes of their own."""
+    rows = [*arms, *(() if study.seed else (*comparison.CONTROLS,))]
+    represented = [arm for arm in rows if arm in (*arms, comparison.CONTROL)]
+    wanted = [f"probe:{arm}:{task}" for task in study.tasks for arm in rows]
+    wanted += [f"knn:{arm}:{task}" for task in study.tasks for arm in represented]
+    if not study.seed:
+        wanted += [f"components:{arm}:{task}" for task in study.tasks for arm in represented]
+        steps = snapshot_steps(study.profile.optimiser.steps)
+        wanted += [f"probe:{arm}:{task}@step={step}" for arm in arms for step in steps for task in study.tasks]
+    return wanted
+
+
+def judge(
+    study: Study, arms: Sequence[str], part: Part, *, cores: int, cpu: bool, manifest: str | Path | None
+) -> Iterator[str]:
+    """Features on the device, probes in processes beside it, analyses of the first seed."""
+    cohorts = dict.fromkeys(study.cohort_of(task) for task in study.tasks)
+    wanted = requests(study, arms)
+    context = multiprocessing.get_context("spawn")
+    settings = (part.profile, manifest, study.seed, part.overrides, cpu)
+    asked: dict[Future[str], str] = {}
+    with ProcessPoolExecutor(cores, mp_context=context, initializer=_begin, initargs=settings) as pool:
+        for change, rows in _waves(study, arms):
+            for arm in rows:
+                for cohort in cohorts:
+                    ask(study, f"features:{arm}:{cohort}{change}")
+                ready = [name for name in wanted if _starts_from(name, arm, change)]
+                asked |= {pool.submit(_answer, name): name for name in ready}
+        if not study.seed:
+            for arm in (comparison.CONTROL, *arms):
+                study.run(f"latents:{arm}")
+            for arm in arms:
+                study.run(f"reconstruction:{arm}")
+                study.run(f"progress:{arm}")
+        for done in as_completed(asked):
+            said = done.result()
+            if said:
+                yield f"{part.profile}: seed {study.seed}: {asked[done]}: {said}"
+
+
+def _waves(study: Study, arms: Sequence[str]) -> Iterator[tuple[str, Sequence[str]]]:
+    yield "", (*arms, *(() if study.seed else (comparison.CONTROL, RAW_VOXELS, comparison.NUISANCE)))
+    if not study.seed:
+        for step in snapshot_steps(study.profile.optimiser.steps):
+            yield f"@step={step}", arms
+
+
+def _starts_from(request: str, arm: str, change: str) -> bool:
+    plain, mark, changed = request.partition("@")
+    source = comparison.CONTROL if plain.split(":")[1] == comparison.SHUFFLED else plain.split(":")[1]
+    return source == arm and mark + changed == change
+
+
+def ask(study: Study, request: str) -> Any:
+    """`Study.run` of a request that may name a change."""
+    plain, _, change = request.partition("@")
+    return (study.variant(plain, change) if change else study).run(plain)
+
+
+_study: Study | None = None
+
+
+def _begin(profile: str, manifest: Any, seed: int, overrides: dict[str, Any], cpu: bool) -> None:
+    import torch
+
+    global _study
+    torch.set_num_threads(1)
+    _study = Study(profile, manifest, seed, overrides=overrides, progress=False, cpu=True)
+
+
+def _answer(request: str) -> str:
+    assert _study is not None
+    run = ask(_study, request)
+    if run.kind != "probe" or "@" in request:
+        return ""
+    row = run.table("results").set_index("metric").loc["auroc"]
+    return f"AUROC {row['estimate']:.3f} [{row['low']:.3f}, {row['high']:.3f}]"
+
+
+def _stop_after(sitting: float | None) -> threading.Timer | None:
+    if sitting is None:
+        return None
+    timer = threading.Timer(60 * sitting, os.kill, (os.getpid(), signal.SIGTERM))
+    timer.daemon = True
+    timer.start()
+    return timer
+
+
+@contextmanager
+def sampled(file: Path, wanted: bool) -> Iterator[None]:
+    """Note how busy the device is: time (Unix), utilisation (%), power (W), memory (MiB) every `SAMPLED` ms."""
+    query = ["nvidia-smi", "--query-gpu=utilization.gpu,power.draw,memory.used", "--format=csv,noheader,nounits"]
+    watcher = None
+    if wanted:
+        code = (
+            "import subprocess, sys, time\n"
+            "p = subprocess.Popen(sys.argv[2:], stdout=subprocess.PIPE, text=True)\n"
+            "f = open(sys.argv[1], 'a', buffering=1)\n"
+            "for line in p.stdout: f.write(f'{time.time():.2f}, {line}')\n"
+        )
+        command = [sys.executable, "-c", code, str(file), *query, "-lms", str(SAMPLED)]
+        watcher = subprocess.Popen(command, stderr=subprocess.DEVNULL, start_new_session=True)
+    try:
+        yield
+    finally:
+        if watcher is not None:
+            os.killpg(watcher.pid, signal.SIGTERM)
+            watcher.wait()
