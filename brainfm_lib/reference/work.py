@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import multiprocessing
 import os
@@ -15,6 +16,8 @@ from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from brainfm_lib import comparison
 from brainfm_lib.checkpoint import snapshot_steps
@@ -121,22 +124,17 @@ def _make_part(
 ) -> Iterator[str]:
     device = best_device(cpu=cpu)
     banks: dict[str, PhantomBank] = {}
+    first = Study(part.profile, manifest, overrides=part.overrides, progress=False, cpu=cpu, compile=plan.compiled)
 
-    def study_of(seed: int) -> Study:
-        study = Study(
-            part.profile, manifest, seed, overrides=part.overrides, progress=False, cpu=cpu, compile=plan.compiled
-        )
-        for name, bank in banks.items():
-            study.keep(name, bank)
-        return study
+    def study_of(seed: int) -> Study:  # with the cohorts and banks of the first
+        return first.variant("", f"seed={seed}") if seed else first
 
-    def render(study: Study, name: str) -> None:
-        cohort = study.cohort(name)
+    def render(name: str) -> None:
+        cohort = first.cohort(name)
         with clock.piece(f"render {part.profile} {name}", volumes=len(cohort)):
-            banks[name] = PhantomBank(cohort, study.profile.geometry, device)
-        study.keep(name, banks[name])
+            banks[name] = PhantomBank(cohort, first.profile.geometry, device)
+        first.keep(name, banks[name])
 
-    first = study_of(0)
     (pretraining,) = first.pretraining_cohorts
     for seed in range(part.seeds):
         study = study_of(seed)
@@ -145,21 +143,22 @@ def _make_part(
             yield f"{part.profile}: seed {seed} is left out: {clock.left:.0f} s are left"
             break
         if wanted and pretraining not in banks:
-            render(study, pretraining)
+            render(pretraining)
         for arm in wanted:
             with clock.piece(f"train {part.profile} {arm} {seed}", volumes=part.volumes) as facts:
                 run = study.run(f"pretrain:{arm}")
                 facts |= {"volumes_per_second": run.provenance["volumes_per_second"]}
+            free(device)
             yield f"{part.profile}: {arm}, seed {seed}: {run.provenance['volumes_per_second']:,.0f} volumes/s"
-    names = dict.fromkeys(study_of(0).cohort_of(task) for task in first.tasks)
+    names = dict.fromkeys(first.cohort_of(task) for task in first.tasks)
     for seed in range(part.seeds):
         study = study_of(seed)
         arms = [arm for arm in comparison.trained_arms(study) if made(study, f"pretrain:{arm}")]
         for name in names:
             if name not in banks:
-                render(study, name)
+                render(name)
         if seed == 0 and pretraining not in banks:
-            render(study, pretraining)
+            render(pretraining)
         if arms:
             with clock.piece(f"judge {part.profile} {seed}", encoders=len(arms)):
                 yield from judge(study, arms, part, cores=cores, cpu=cpu, manifest=manifest)
@@ -171,6 +170,13 @@ RATHER = 1.05  # times what a seed is expected to take must be left before it is
 
 def _expected(plan: Plan, part: Part, name: str) -> float:
     return float(part.seconds.get(name, 0.0))
+
+
+def free(device: torch.device) -> None:
+    """Give back what a finished training held of the device."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 def made(study: Study, request: str) -> bool:
