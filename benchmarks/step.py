@@ -298,7 +298,8 @@ def extras(size: Size, device: torch.device, precision: str, rounds: int) -> Non
             share = f"{work / statistics.median(times[name]) / ceiling:.0%}"
         relative = "" if base == name else ratio_text(times[name], times[base])
         median = statistics.median(times[name])
-        print(f"| {name} | {1e3 * median:,.0f} | {size.batch / median:,.3g} | {base} | {relative} | {share} |", flush=True)
+        rate = f"{size.batch / median:,.3g}"
+        print(f"| {name} | {1e3 * median:,.0f} | {rate} | {base} | {relative} | {share} |", flush=True)
 
 
 def main() -> None:

@@ -45,6 +45,7 @@ from brainfm_lib.ranks import sum_over_ranks
 from brainfm_lib.stopping import Sigterm, Terminated, all_stop, diverged
 from brainfm_lib.streams import stream
 from brainfm_lib.tokens import patch_grid
+from brainfm_lib.trainable import refuse_untrainable
 
 CHECKPOINT_SECONDS = 30.0
 LOG_POINTS = 200  # rows of the metrics
@@ -115,7 +116,7 @@ class Trainer:
         AcceleratorState._reset_state()  # it outlives a run, and would refuse another precision in the same process
         self.accelerator = Accelerator(mixed_precision="bf16" if self.precision == "bf16" else "no", cpu=cpu)
         self.device, self.world = self.accelerator.device, self.accelerator.num_processes
-        self._check(len(volumes))
+        refuse_untrainable(config, len(volumes), self.world)
         self.raw = initial_model(config).to(self.device)
         if recompute:
             recompute_activations(self.raw)
@@ -143,26 +144,6 @@ class Trainer:
         """On one CUDA device, where a step is one pass and its shapes never change."""
         one = self.world == 1 and self.config.optimiser.accumulate == 1
         return self.device.type == "cuda" and one and self.config.mask.kind != "replica"
-
-    def _check(self, n_volumes: int) -> None:
-        """Refuse what cannot be trained, before anything is made."""
-        batch_size, parts = self.config.optimiser.batch_size, self.config.optimiser.accumulate
-        if batch_size % (self.world * parts):
-            raise InputError(
-                f"batch_size {batch_size} does not divide over {self.world} processes × {parts} parts: choose another."
-            )
-        vcr = self.config.objective.vcr
-        if vcr is not None and (batch_size if vcr.gathered else batch_size // (self.world * parts)) < 2:
-            raise InputError(
-                "VCR needs the variance over at least two volumes: raise optimiser.batch_size, or set vcr.gathered "
-                "true where the batch is split."
-            )
-        if vcr is not None and not (self.config.mask.shared or vcr.pooled):
-            raise InputError(
-                "With mask.shared false VCR would take position codes for variance: set vcr.pooled true as well."
-            )
-        if n_volumes == 0:
-            raise InputError("There is no volume to pretrain on: see `brainfm check` for what the manifest offers.")
 
     def run(self, *, progress: bool = True) -> dict[str, Any]:
         """Train from the last checkpoint, or from the start, to the end; return what belongs in the provenance.

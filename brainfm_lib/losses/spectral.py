@@ -159,7 +159,9 @@ def spectral_loss(
 EPSILON = 1e-6
 
 
-def _compare(fa: Tensor, fb: Tensor, scale_a: Tensor, scale_b: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _compare(
+    fa: Tensor, fb: Tensor, scale_a: Tensor, scale_b: Tensor, weights: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
     """Weighted squared difference of log magnitudes, and what its gradient needs.
 
     Args:
@@ -208,7 +210,7 @@ class _LogMagnitude(torch.autograd.Function):
             spectrum = torch.view_as_real(torch.fft.rfftn(v, dim=axes))
             spectrum[..., 0, 0, 0, :] = 0
             spectra.append(spectrum)
-        error, gradient, by_scale = _fused(*spectra, *scales, weights)
+        error, gradient, by_scale = _fused(spectra[0], spectra[1], scales[0], scales[1], weights)
         ends = torch.full_like(weights[:1, :1], 0.5)  # the inverse transform counts inner planes twice
         ends[..., 0] = 1
         if a.shape[-1] % 2 == 0:

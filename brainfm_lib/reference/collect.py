@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from collections.abc import Sequence
@@ -23,14 +24,13 @@ KEPT_KINDS = (
 )  # fmt: skip
 
 
-def collect(folder: Path, plan: Plan, log: Sequence[dict[str, Any]], manifest: str | Path | None) -> Path:
+def collect(folder: Path, plan: Plan, log: Sequence[dict[str, Any]]) -> Path:
     """Write ``results/``: runs as the shipped layer holds them, and ``reference.json``.
 
     Args:
         folder: Of the reference run.
         plan: That was followed.
         log: Of the clock.
-        manifest: As in `Study`.
 
     Returns:
         The folder.
@@ -41,7 +41,7 @@ def collect(folder: Path, plan: Plan, log: Sequence[dict[str, Any]], manifest: s
         if run.kind in KEPT_KINDS and not run.shipped:
             _ship(run.path, results / "runs" / run.provenance["loose_id"])
     busy = busy_share(folder / "state" / "busy.csv", log)
-    summary = {"plan": _plain(plan), "log": list(log), "busy": busy}
+    summary = {"plan": dataclasses.asdict(plan), "log": list(log), "busy": busy}
     with write_atomic(results / "reference.json") as path:
         path.write_text(json.dumps(summary, indent=1))
     return results
@@ -88,9 +88,3 @@ def busy_share(file: Path, log: Sequence[dict[str, Any]]) -> dict[str, float]:
         if len(inside):
             found[piece["what"]] = float(np.round(inside["busy"].mean() / 100, 3))
     return found
-
-
-def _plain(plan: Plan) -> dict[str, Any]:
-    import dataclasses
-
-    return dataclasses.asdict(plan)

@@ -13,24 +13,28 @@ from typing import Any
 
 import numpy as np
 import torch
+from threadpoolctl import threadpool_limits
 
 from brainfm_lib.data.phantom.bank import PhantomBank
 from brainfm_lib.device import best_device
 from brainfm_lib.errors import InputError
 from brainfm_lib.identity import write_atomic
 from brainfm_lib.objectives import ARMS
+from brainfm_lib.probes.linear import linear_probe
 from brainfm_lib.study import Study
 
-LADDER = ("reference", "compact", "quick", "tiny")  # profiles, the largest first: the study is made with the first that fits
+LADDER = ("reference", "compact", "quick", "tiny")  # profiles, the largest first: the first that fits is taken
 COMPACT = "compact"  # of the encoders that ship
-WANTED = 80_000  # volumes an arm and seed sees, if there is time for as many
+WANTED = {"reference": 80_000, "compact": 1_000_000}  # volumes an arm and seed sees, if there is time for as many
 FEWEST = 10_000  # volumes below which the next smaller profile is taken; the last one takes what there is
 BANK = 40_000  # scans to train on, at most
 RESERVE = 0.1  # of the budget is not planned with
 BANK_SHARE, COMPACT_SHARE = 0.08, 0.4  # of the budget, at most, for making scans and for the encoders that ship
 SEEDS = 3
+PROBES = 1.5  # times a linear probe, all that is fitted to the features of one encoder on one task
+SNAPSHOTS = 4  # of an encoder in training, judged as well
 JUDGED_SUBJECTS = 1000  # of each cohort that tasks are asked of, at most
-PROBE_SECONDS = 1.0  # of one core for all probes of one encoder, 128 wide, on one task: about what they take
+STARTING = 20.0  # seconds in which processes that fit probes start
 TIMED = {"cpu": (1, 2), "cuda": (3, 8)}  # steps that warm up, and that are timed
 TIMED_BATCH = {"cpu": 4}  # volumes in a timed step, at most
 TIMED_SCANS = {"cpu": 16, "cuda": 512}
@@ -77,7 +81,7 @@ class Plan:
         device: Name of what it was measured on.
         compiled: Whether blocks are compiled.
         parts: In the order in which they are made.
-        rates: Profile -> volumes a second: rendered, judged, and trained by each arm.
+        rates: Profile -> volumes a second: rendered, judged, and trained by each arm; and probes a second and core.
     """
 
     minutes: float
@@ -92,7 +96,7 @@ class Plan:
         for part in self.parts:
             known = self.rates[part.profile]
             rates = ", ".join(f"{name} {rate:,.0f}/s" for name, rate in known.items())
-            yield f"{part.profile}: measured volumes a second: {rates}"
+            yield f"{part.profile}: measured: {rates}"
             yield (
                 f"{part.profile}: {part.seeds} seeds of {len(ARMS)} arms, {part.steps:,} steps, {part.volumes:,} "
                 f"volumes each, {part.subjects:,} subjects; expected: "
@@ -146,7 +150,7 @@ def make_plan(
         if extra:
             rates[COMPACT] = measure(COMPACT, cpu=cpu, manifest=manifest, compiled=compiled)
             left = minutes * 60 * (1 - RESERVE) - (time.perf_counter() - started)
-            small = fit(COMPACT, left * COMPACT_SHARE, rates[COMPACT], manifest, cores, seeds=1, wanted=None)
+            small = fit(COMPACT, left * COMPACT_SHARE, rates[COMPACT], manifest, cores, seeds=1)
             spent = sum(small.seconds.values()) if small else 0.0
             again = fit(name, left - spent, rates[name], manifest, cores, seeds=SEEDS)
             parts = [part for part in (small, again or large) if part]
@@ -163,11 +167,10 @@ def fit(
     cores: int,
     *,
     seeds: int,
-    wanted: int | None = WANTED,
 ) -> Part | None:
-    """The most seeds (up to `seeds`) for which every arm sees `wanted` volumes in `seconds`, else one with fewer.
+    """The most seeds (up to `seeds`) for which every arm sees the `WANTED` volumes in `seconds`, else one with fewer.
 
-    `wanted` None: one seed sees all that there is time for.
+    Time that is left over goes into more volumes. None where there is no time for anything.
     """
     study = Study(name, manifest)
     batch = study.profile.optimiser.batch_size
@@ -179,28 +182,26 @@ def fit(
     making = min(BANK, BANK_SHARE * seconds * rates["rendered"])
     subjects = max(int(making) // 2, 16)
     fixed = {"rendering": (2 * subjects + of_tasks) / rates["rendered"]}
-    encoders, probing = len(ARMS), PROBE_SECONDS * (study.profile.encoder.embed_dim / 128) ** 2
-    per_seed = encoders * (of_tasks / rates["judged"] + len(study.tasks) * probing / cores)
+    probing = len(study.tasks) * PROBES / rates["probes"] / cores
+    per_seed = len(ARMS) * (of_tasks / rates["judged"] + probing)
     a_volume = sum(1 / rates[arm] for arm in ARMS)
-    shared = fixed["rendering"] + per_seed / encoders + 3 * per_seed  # controls; analyses and the learning curve
+    once = STARTING + (1 + SNAPSHOTS) * per_seed  # controls and analyses; the learning curve
     for count in range(seeds, 0, -1):
-        room = (seconds - shared) / count - per_seed
-        volumes = int(room / a_volume)
-        if wanted is not None and volumes >= wanted:
-            volumes = wanted if count < seeds else volumes
-        elif count > 1:
+        volumes = int(((seconds - fixed["rendering"] - once) / count - per_seed) / a_volume)
+        if count > 1 and volumes < WANTED.get(name, WANTED["reference"]):
             continue
         steps = volumes // batch
         if steps < 10:
             return None
-        expected = fixed | {"training": count * steps * batch * a_volume, "judging": count * per_seed + 4 * per_seed}
-        return Part(name, count, steps, min(subjects, study.profile.subjects.pretraining or subjects), judged,
-                    steps * batch, {k: round(v, 1) for k, v in expected.items()})  # fmt: skip
+        expected = fixed | {"training": count * steps * batch * a_volume, "judging": count * per_seed + once}
+        subjects = min(subjects, study.profile.subjects.pretraining or subjects)
+        rounded = {what: round(seconds, 1) for what, seconds in expected.items()}
+        return Part(name, count, steps, subjects, judged, steps * batch, rounded)
     return None
 
 
 def measure(name: str, *, cpu: bool, manifest: str | Path | None, compiled: bool) -> dict[str, float]:
-    """Volumes a second that this machine renders, reads features of, and trains every arm on."""
+    """What this machine does in a second: volumes rendered, read features of, trained on by each arm; probes fitted."""
     from brainfm_lib.data.batches import batch_rows
     from brainfm_lib.features import extract
     from brainfm_lib.pretrain import Trainer, initial_model
@@ -210,8 +211,8 @@ def measure(name: str, *, cpu: bool, manifest: str | Path | None, compiled: bool
     scans = TIMED_SCANS.get(device.type, TIMED_SCANS["cuda"])
     study = Study(name, manifest, progress=False, cpu=cpu, overrides={"subjects.pretraining": scans})
     cohort = study.cohort(study.pretraining_cohorts[0]).select(range(scans))
-    PhantomBank(cohort.select(range(min(scans, 4))), study.profile.geometry, device)  # what all scans share is read
-    bank = PhantomBank(cohort, study.profile.geometry, device)
+    for _ in range(2):  # at first processes start, and what all scans share is read
+        bank = PhantomBank(cohort, study.profile.geometry, device)
     rates = {"rendered": scans / bank.seconds}
     config = study.profile.pretraining("mae", 0)
     encoder, few = initial_model(config).encoder, bank.select(range(min(scans, 128)))
@@ -234,7 +235,21 @@ def measure(name: str, *, cpu: bool, manifest: str | Path | None, compiled: bool
                 trainer.train_step(next(rows))
             _wait(device)
         rates[arm] = size * timed / (time.perf_counter() - started)
+    rates["probes"] = 1 / _probe_seconds(study, config.objective.encoder.embed_dim)
     return {key: float(np.round(rate, 3)) for key, rate in rates.items()}
+
+
+def _probe_seconds(study: Study, width: int) -> float:
+    """A linear probe on features of noise, of the sizes that an encoder of this width would give."""
+    table, rng = study.task_table(study.tasks[0]), np.random.default_rng(0)
+    sizes = {"mean": width, "mean+std": 2 * width, "regional": 8 * width}
+    features = {
+        f"{name}@{block}": rng.standard_normal((len(table), n)) for name, n in sizes.items() for block in (1, 2)
+    }
+    with threadpool_limits(1):
+        started = time.perf_counter()
+        linear_probe(features, table)
+        return time.perf_counter() - started
 
 
 def _wait(device: torch.device) -> None:

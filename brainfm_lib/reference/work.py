@@ -68,8 +68,8 @@ def make_reference(
             planning.save(plan, state / PLAN)
         yield from plan.lines()
         for part in plan.parts:
-            yield from _make_part(plan, part, clock, cpu=cpu, manifest=manifest, cores=cores)
-            collect(folder, plan, clock.log, manifest)
+            yield from _make_part(folder, plan, part, clock, cpu=cpu, manifest=manifest, cores=cores)
+            collect(folder, plan, clock.log)
     if stop is not None:
         stop.cancel()
     yield f"{clock.spent / 60:.1f} of {minutes:g} minutes; results: {folder / 'results'}"
@@ -120,7 +120,7 @@ class Clock:
 
 
 def _make_part(
-    plan: Plan, part: Part, clock: Clock, *, cpu: bool, manifest: str | Path | None, cores: int
+    folder: Path, plan: Plan, part: Part, clock: Clock, *, cpu: bool, manifest: str | Path | None, cores: int
 ) -> Iterator[str]:
     device = best_device(cpu=cpu)
     banks: dict[str, PhantomBank] = {}
@@ -150,21 +150,21 @@ def _make_part(
                 facts |= {"volumes_per_second": run.provenance["volumes_per_second"]}
             free(device)
             yield f"{part.profile}: {arm}, seed {seed}: {run.provenance['volumes_per_second']:,.0f} volumes/s"
+    yield f"{part.profile}: encoders in {collect(folder, plan, clock.log)}"
     names = dict.fromkeys(first.cohort_of(task) for task in first.tasks)
-    for seed in range(part.seeds):
-        study = study_of(seed)
-        arms = [arm for arm in comparison.trained_arms(study) if made(study, f"pretrain:{arm}")]
-        for name in names:
-            if name not in banks:
-                render(name)
-        if seed == 0 and pretraining not in banks:
-            render(pretraining)
-        if arms:
-            with clock.piece(f"judge {part.profile} {seed}", encoders=len(arms)):
-                yield from judge(study, arms, part, cores=cores, cpu=cpu, manifest=manifest)
-    banks.clear()
+    for name in (*names, pretraining):
+        if name not in banks:
+            render(name)
+    with workers(part, manifest, cores) as pool:
+        for seed in range(part.seeds):
+            study = study_of(seed)
+            arms = [arm for arm in comparison.trained_arms(study) if made(study, f"pretrain:{arm}")]
+            if arms:
+                with clock.piece(f"judge {part.profile} {seed}", encoders=len(arms)):
+                    yield from judge(study, arms, pool, clock)
 
 
+LAST = 0.05  # of the budget, below which no learning curve is begun
 RATHER = 1.05  # times what a seed is expected to take must be left before it is begun
 
 
@@ -197,32 +197,30 @@ def requests(study: Study, arms: Sequence[str]) -> list[str]:
     return wanted
 
 
-def judge(
-    study: Study, arms: Sequence[str], part: Part, *, cores: int, cpu: bool, manifest: str | Path | None
-) -> Iterator[str]:
-    """Features on the device, probes in processes beside it, analyses of the first seed."""
+def judge(study: Study, arms: Sequence[str], pool: ProcessPoolExecutor, clock: Clock) -> Iterator[str]:
+    """Features on the device, probes in processes beside it; of the first seed also analyses and a learning curve."""
     cohorts = dict.fromkeys(study.cohort_of(task) for task in study.tasks)
     wanted = requests(study, arms)
-    context = multiprocessing.get_context("spawn")
-    settings = (part.profile, manifest, study.seed, part.overrides, cpu)
     asked: dict[Future[str], str] = {}
-    with ProcessPoolExecutor(cores, mp_context=context, initializer=_begin, initargs=settings) as pool:
-        for change, rows in _waves(study, arms):
-            for arm in rows:
-                for cohort in cohorts:
-                    ask(study, f"features:{arm}:{cohort}{change}")
-                ready = [name for name in wanted if _starts_from(name, arm, change)]
-                asked |= {pool.submit(_answer, name): name for name in ready}
-        if not study.seed:
+    for change, rows in _waves(study, arms):
+        if change and clock.left < LAST * clock.budget:
+            yield f"{study.profile_name}: no learning curve of {change[1:]}: {clock.left:.0f} s are left"
+            break
+        for arm in rows:
+            for cohort in cohorts:
+                ask(study, f"features:{arm}:{cohort}{change}")
+            ready = [name for name in wanted if _starts_from(name, arm, change)]
+            asked |= {pool.submit(_answer, study.seed, name): name for name in ready}
+        if not study.seed and not change:
             for arm in (comparison.CONTROL, *arms):
                 study.run(f"latents:{arm}")
             for arm in arms:
                 study.run(f"reconstruction:{arm}")
                 study.run(f"progress:{arm}")
-        for done in as_completed(asked):
-            said = done.result()
-            if said:
-                yield f"{part.profile}: seed {study.seed}: {asked[done]}: {said}"
+    for done in as_completed(asked):
+        said = done.result()
+        if said:
+            yield f"{study.profile_name}: seed {study.seed}: {asked[done]}: {said}"
 
 
 def _waves(study: Study, arms: Sequence[str]) -> Iterator[tuple[str, Sequence[str]]]:
@@ -244,20 +242,26 @@ def ask(study: Study, request: str) -> Any:
     return (study.variant(plain, change) if change else study).run(plain)
 
 
-_study: Study | None = None
+_study: Study | None = None  # of a process that fits probes
 
 
-def _begin(profile: str, manifest: Any, seed: int, overrides: dict[str, Any], cpu: bool) -> None:
-    import torch
+def workers(part: Part, manifest: str | Path | None, cores: int) -> ProcessPoolExecutor:
+    """Processes that fit probes, a core each."""
+    context = multiprocessing.get_context("spawn")
+    return ProcessPoolExecutor(
+        cores, mp_context=context, initializer=_begin, initargs=(part.profile, manifest, part.overrides)
+    )
 
+
+def _begin(profile: str, manifest: Any, overrides: dict[str, Any]) -> None:
     global _study
     torch.set_num_threads(1)
-    _study = Study(profile, manifest, seed, overrides=overrides, progress=False, cpu=True)
+    _study = Study(profile, manifest, overrides=overrides, progress=False, cpu=True)
 
 
-def _answer(request: str) -> str:
+def _answer(seed: int, request: str) -> str:
     assert _study is not None
-    run = ask(_study, request)
+    run = ask(_study.variant("", f"seed={seed}"), request)
     if run.kind != "probe" or "@" in request:
         return ""
     row = run.table("results").set_index("metric").loc["auroc"]
