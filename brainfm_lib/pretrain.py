@@ -123,9 +123,8 @@ class Trainer:
         if compile:
             compile_blocks(self.raw)
             compile_spectral_loss()
-        self.graphed: GraphedLoss | None = None
-        if graphs and self._can_replay():
-            self.graphed = GraphedLoss(self.raw, config.objective, self.precision)
+        replays = graphs and self._can_replay()
+        self.graphed = GraphedLoss(self.raw, config.objective, self.precision) if replays else None
         self.optimiser = make_optimiser(self.raw, config.optimiser)
         self.model = self.accelerator.prepare_model(self.raw)
         self.batches = Batches(volumes, self.device)

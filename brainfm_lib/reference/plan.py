@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -23,6 +23,9 @@ from brainfm_lib.objectives import ARMS
 from brainfm_lib.probes.linear import linear_probe
 from brainfm_lib.study import Study
 
+if TYPE_CHECKING:
+    from brainfm_lib.pretrain import PretrainConfig
+
 LADDER = ("reference", "compact", "quick", "tiny")  # profiles, the largest first: the first that fits is taken
 COMPACT = "compact"  # of the encoders that ship
 WANTED = {"reference": 80_000, "compact": 1_000_000}  # volumes an arm and seed sees, if there is time for as many
@@ -35,9 +38,8 @@ PROBES = 1.5  # times a linear probe, all that is fitted to the features of one 
 SNAPSHOTS = 4  # of an encoder in training, judged as well
 JUDGED_SUBJECTS = 1000  # of each cohort that tasks are asked of, at most
 STARTING = 20.0  # seconds in which processes that fit probes start
-TIMED = {"cpu": (1, 2), "cuda": (3, 8)}  # steps that warm up, and that are timed
-TIMED_BATCH = {"cpu": 4}  # volumes in a timed step, at most
-TIMED_SCANS = {"cpu": 16, "cuda": 512}
+TIMED_SCANS = {"cpu": 16, "cuda": 512}  # rendered to see how long that takes
+LONGEST = 6.0  # seconds that timing an arm in whole batches may take, or else two volumes a batch have to do
 
 
 @dataclass(frozen=True)
@@ -139,16 +141,20 @@ def make_plan(
     rates: dict[str, dict[str, float]] = {}
     compiled = device.type == "cuda"
     for number, name in enumerate(profiles):
-        rates[name] = measure(name, cpu=cpu, manifest=manifest, compiled=compiled)
+        last = name == profiles[-1]
+        hopeless = 0.0 if last else FEWEST / (minutes * 60 / len(ARMS))
+        measured = measure(name, cpu=cpu, manifest=manifest, compiled=compiled, at_least=hopeless)
+        if measured is None:
+            continue
+        rates[name] = measured
         left = minutes * 60 * (1 - RESERVE) - (time.perf_counter() - started)
         extra = COMPACT in profiles[number + 1 :]
         large = fit(name, left * (1 - COMPACT_SHARE if extra else 1), rates[name], manifest, cores, seeds=SEEDS)
-        last = name == profiles[-1]
         if large is None or (large.volumes < FEWEST and not last):
             continue
         parts = [large]
         if extra:
-            rates[COMPACT] = measure(COMPACT, cpu=cpu, manifest=manifest, compiled=compiled)
+            rates[COMPACT] = measure(COMPACT, cpu=cpu, manifest=manifest, compiled=compiled) or {}
             left = minutes * 60 * (1 - RESERVE) - (time.perf_counter() - started)
             small = fit(COMPACT, left * COMPACT_SHARE, rates[COMPACT], manifest, cores, seeds=1)
             spent = sum(small.seconds.values()) if small else 0.0
@@ -200,43 +206,61 @@ def fit(
     return None
 
 
-def measure(name: str, *, cpu: bool, manifest: str | Path | None, compiled: bool) -> dict[str, float]:
-    """What this machine does in a second: volumes rendered, read features of, trained on by each arm; probes fitted."""
-    from brainfm_lib.data.batches import batch_rows
+def measure(
+    name: str, *, cpu: bool, manifest: str | Path | None, compiled: bool, at_least: float = 0.0
+) -> dict[str, float] | None:
+    """What this machine does in a second: volumes rendered, read features of, trained on by each arm; probes fitted.
+
+    None where even the cheapest arm stays below `at_least` volumes a second: the others are not tried then.
+    """
     from brainfm_lib.features import extract
-    from brainfm_lib.pretrain import Trainer, initial_model
+    from brainfm_lib.pretrain import initial_model
 
     device = best_device(cpu=cpu)
-    warm, timed = TIMED.get(device.type, TIMED["cuda"])
     scans = TIMED_SCANS.get(device.type, TIMED_SCANS["cuda"])
     study = Study(name, manifest, progress=False, cpu=cpu, overrides={"subjects.pretraining": scans})
     cohort = study.cohort(study.pretraining_cohorts[0]).select(range(scans))
     for _ in range(2):  # at first processes start, and what all scans share is read
         bank = PhantomBank(cohort, study.profile.geometry, device)
     rates = {"rendered": scans / bank.seconds}
+    for arm in ARMS:
+        rates[arm] = _trained(study.profile.pretraining(arm, 0), bank, cpu=cpu, compiled=compiled)
+        if rates[arm] < at_least:
+            return None
     config = study.profile.pretraining("mae", 0)
     encoder, few = initial_model(config).encoder, bank.select(range(min(scans, 128)))
     for _ in range(2):
         started = time.perf_counter()
         extract(encoder, few, poolings=("mean",), batch_size=study.profile.evaluation.batch_size, device=device)
         rates["judged"] = len(few) / (time.perf_counter() - started)
-    size = min(config.optimiser.batch_size, TIMED_BATCH.get(device.type, config.optimiser.batch_size))
-    for arm in ARMS:
-        config = study.profile.pretraining(arm, 0)
-        config = dataclasses.replace(config, optimiser=dataclasses.replace(config.optimiser, batch_size=size))
+    rates["probes"] = 1 / _probe_seconds(study, config.objective.encoder.embed_dim)
+    return {key: float(np.round(rate, 3)) for key, rate in rates.items()}
+
+
+def _trained(config: PretrainConfig, bank: PhantomBank, *, cpu: bool, compiled: bool) -> float:
+    """Volumes a second of an arm: of whole batches, unless two volumes have shown that these take too long."""
+    from brainfm_lib.data.batches import batch_rows
+    from brainfm_lib.pretrain import Trainer
+
+    whole = config.optimiser.batch_size
+    rate = 0.0
+    for size, warm, timed in ((2, 1, 1), (whole, 3, 4)):
+        if rate and (whole / rate) * (warm + timed) > LONGEST:
+            break
+        smaller = dataclasses.replace(config, optimiser=dataclasses.replace(config.optimiser, batch_size=size))
         with tempfile.TemporaryDirectory() as folder:
-            trainer = Trainer(config, bank, bank.select(range(8)), Path(folder), cpu=cpu, compile=compiled)
+            fast = compiled and size == whole
+            trainer = Trainer(smaller, bank, bank.select(range(2)), Path(folder), cpu=cpu, compile=fast, graphs=fast)
             trainer.step = config.optimiser.steps // 2  # all terms of the loss count there
             rows = batch_rows(len(bank), size, 0)
             for number in range(warm + timed):
                 if number == warm:
-                    _wait(device)
+                    _wait(trainer.device)
                     started = time.perf_counter()
                 trainer.train_step(next(rows))
-            _wait(device)
-        rates[arm] = size * timed / (time.perf_counter() - started)
-    rates["probes"] = 1 / _probe_seconds(study, config.objective.encoder.embed_dim)
-    return {key: float(np.round(rate, 3)) for key, rate in rates.items()}
+            _wait(trainer.device)
+        rate = size * timed / (time.perf_counter() - started)
+    return rate
 
 
 def _probe_seconds(study: Study, width: int) -> float:

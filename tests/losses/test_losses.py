@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from brainfm_lib.losses import spectral
 from brainfm_lib.losses.prediction import prediction_loss
 from brainfm_lib.losses.reconstruction import denormalise, reconstruction_loss
 from brainfm_lib.losses.spectral import SpectralConfig, half_spectrum_weights, spectral_loss, standardise
@@ -199,3 +200,24 @@ def test_normalised_predictions_come_back_to_the_volumes_units():
     predicted = (target - target.mean(-1, keepdim=True)) / (target.var(-1, keepdim=True) + 1e-6).sqrt()
     assert reconstruction_loss(predicted, target, normalise_patches=True) < 1e-10
     torch.testing.assert_close(denormalise(predicted, target), target)
+
+
+def test_latents_without_gradient_count_as_if_they_had_one():
+    z, fixed = torch.randn(4, 3, 5, dtype=torch.float64, requires_grad=True), torch.randn(4, 6, 5, dtype=torch.float64)
+    apart, together = covariance_loss(z, fixed), covariance_loss(torch.cat([z, fixed], dim=1))
+    torch.testing.assert_close(apart, together)
+    gradients = [torch.autograd.grad(loss, z)[0] for loss in (apart, together)]
+    torch.testing.assert_close(*gradients)
+
+
+def test_the_compiled_spectral_loss_is_the_same(monkeypatch):
+    compiled = torch.compile(spectral._compare, backend="aot_eager", dynamic=False)
+    found = []
+    for arithmetic in (spectral._compare, compiled):
+        monkeypatch.setattr(spectral, "_fused", arithmetic)
+        torch.manual_seed(0)
+        volumes = torch.randn(2, 1, 8, 6, 10, dtype=torch.float64, requires_grad=True)
+        loss = spectral_loss(volumes, torch.randn_like(volumes))
+        found.append((loss, torch.autograd.grad(loss, volumes)[0]))
+    for one, other in zip(*found):
+        torch.testing.assert_close(one, other)

@@ -1,0 +1,131 @@
+"""The reference run keeps to its budget, survives a kill, and leaves what a study finds as shipped."""
+
+import json
+import shutil
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from brainfm_lib.errors import InputError
+from brainfm_lib.models import VisionTransformer3d
+from brainfm_lib.objectives import ARMS
+from brainfm_lib.reference import plan as planning
+from brainfm_lib.reference.collect import busy_share
+from brainfm_lib.study import Study
+
+CONDITIONS = {"NC": 0.5, "AD": 0.5}
+MINUTES = 2.0
+RATE = st.floats(0.5, 30_000)
+
+
+@pytest.fixture
+def manifest(tmp_path, monkeypatch):
+    """One cohort to pretrain on, one that is asked one task, in a project of their own."""
+    monkeypatch.setenv("BRAINFM_ROOT", str(tmp_path))
+    monkeypatch.setenv("BRAINFM_RUNS", str(tmp_path / "runs"))
+    monkeypatch.setenv("BRAINFM_STORE", str(tmp_path / "store"))
+    cohorts = {
+        name: {"kind": "phantom", "spec": {"seed": seed, "subjects": 60, "conditions": CONDITIONS}}
+        for seed, name in enumerate(("pre", "test"))
+    }
+    task = {"cohort": "test", "label": "diagnosis", "mapping": {"NC": 0, "AD": 1}, "classes": ["NC", "AD"]}
+    file = tmp_path / "data_manifest.yaml"
+    file.write_text(yaml.safe_dump({"version": 1, "pretraining": ["pre"], "cohorts": cohorts, "tasks": {"ad": task}}))
+    return file
+
+
+def command(folder, manifest):
+    words = ["--minutes", str(MINUTES), "--device", "cpu", "--profile", "tiny", "--manifest", str(manifest)]
+    return [sys.executable, "-m", "brainfm_lib.reference", str(folder), *words]
+
+
+def test_killed_in_the_middle_it_goes_on_and_its_results_ship(tmp_path, manifest):
+    folder = tmp_path / "made"
+    with subprocess.Popen(command(folder, manifest), stdout=subprocess.PIPE, text=True) as first:
+        for line in first.stdout:
+            if "sl-mae, seed 0" in line:
+                first.kill()
+                break
+    plan = (folder / "state" / "plan.json").read_text()
+    spent = json.loads((folder / "state" / "spent.json").read_text())["seconds"]
+    started = time.perf_counter()
+    again = subprocess.run(command(folder, manifest), capture_output=True, text=True, timeout=500)
+    assert again.returncode == 0, again.stderr
+    assert "goes on with the plan" in again.stdout and "mae, seed 0" not in again.stdout.split("sl-mae, seed 0")[0]
+    assert (folder / "state" / "plan.json").read_text() == plan
+    assert spent + time.perf_counter() - started < 60 * MINUTES * 1.6, "two cores are shared with other tests"
+
+    summary = json.loads((folder / "results" / "reference.json").read_text())
+    trained = [piece["what"] for piece in summary["log"] if piece["what"].startswith("train")]
+    assert trained == [
+        f"train tiny {arm} {seed}" for seed in range(summary["plan"]["parts"][0]["seeds"]) for arm in ARMS
+    ]
+    assert not list((folder / "results").rglob("*.tmp*"))
+    assert max(file.stat().st_size for file in (folder / "results").rglob("*") if file.is_file()) < 8 * 2**20
+
+    shutil.copytree(folder / "results" / "runs", tmp_path / "book" / "reference" / "runs")
+    part = planning.load(folder / "state" / "plan.json").parts[0]
+    study = Study("tiny", manifest, overrides=part.overrides, progress=False)
+    step = study.profile.optimiser.steps // 4
+    for request in ("pretrain:jepa", "probe:mae:ad", "latents:vcr-jepa", "knn:sl-mae:ad", f"probe:mae:ad@step={step}"):
+        run = study.optional(request)
+        assert run is not None and run.shipped, request
+    VisionTransformer3d.from_pretrained(study.run("pretrain:jepa").path / "encoder")
+
+
+def test_a_budget_in_which_nothing_fits_is_refused(manifest):
+    with pytest.raises(InputError, match="do not suffice"):
+        planning.make_plan(0.01, cpu=True, manifest=manifest, profiles=("tiny",), cores=2)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seconds=st.floats(30, 4000),
+    rendered=RATE,
+    judged=RATE,
+    trained=RATE,
+    probes=st.floats(0.05, 20),
+    cores=st.integers(1, 16),
+)
+def test_what_is_planned_fits_and_more_time_is_never_used_for_less(seconds, rendered, judged, trained, probes, cores):
+    rates = {"rendered": rendered, "judged": judged, "probes": probes} | dict.fromkeys(ARMS, trained)
+    parts = [planning.fit("quick", budget, rates, None, cores, seeds=3) for budget in (seconds, 2 * seconds)]
+    for part, budget in zip(parts, (seconds, 2 * seconds)):
+        if part is not None:
+            assert sum(part.seconds.values()) <= budget * 1.01
+            assert part.volumes == part.steps * 16 and 1 <= part.seeds <= 3
+    if parts[0] is not None:
+        assert parts[1] is not None and parts[1].seeds * parts[1].volumes >= 0.9 * parts[0].seeds * parts[0].volumes
+
+
+def test_an_encoder_in_the_middle_of_its_training_is_a_run_like_any_other(manifest):
+    study = Study("tiny", manifest, progress=False)
+    step = study.profile.optimiser.steps // 2
+    half = study.variant("pretrain:jepa", f"step={step}").run("pretrain:jepa")
+    whole = study.run("pretrain:jepa")
+    encoders = [VisionTransformer3d.from_pretrained(run.path / "encoder").state_dict() for run in (half, whole)]
+    assert not all(bool((encoders[0][name] == encoders[1][name]).all()) for name in encoders[0])
+    assert study.optional(f"probe:jepa:ad@step={step}") is None
+    with pytest.raises(InputError, match="No model was kept after step 5"):
+        study.variant("pretrain:jepa", "step=5").run("pretrain:jepa")
+
+
+def test_utilisation_is_averaged_over_each_piece_of_work(tmp_path):
+    file = tmp_path / "busy.csv"
+    file.write_text("".join(f"{t}, {100 if 10 <= t < 20 else 0}, 300.0, 1000\n" for t in range(30)) + "30, N/A\n")
+    log = [{"what": "train", "began": 10.0, "seconds": 10.0}, {"what": "render", "began": 0.0, "seconds": 10.0}]
+    assert busy_share(file, log) == {"train": 1.0, "render": 0.0}
+    assert busy_share(tmp_path / "none.csv", log) == {}
+
+
+def test_rates_that_are_measured_are_rates(manifest):
+    rates = planning.measure("tiny", cpu=True, manifest=manifest, compiled=False)
+    assert set(rates) == {"rendered", "judged", "probes", *ARMS}
+    assert pd.Series(rates).gt(0).all() and np.isfinite(list(rates.values())).all()
