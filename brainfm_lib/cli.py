@@ -30,7 +30,7 @@ SMALLER = (
     "(optimiser.accumulate)."
 )
 LISTED = 20  # named on the terminal for each rule that is broken
-ProfileOption = Annotated[str, typer.Option(help="tiny, quick, reference, paper, replica, or a YAML file.")]
+ProfileOption = Annotated[str, typer.Option(help="tiny, quick, compact, reference, paper, replica, or a YAML file.")]
 ObjectiveOption = Annotated[str, typer.Option(help="mae, sl-mae, jepa, vcr-jepa, or all.")]
 SeedOption = Annotated[int, typer.Option(help="Seed of weights, order, masks and augmentation.")]
 CpuOption = Annotated[bool, typer.Option(help="Stay on the CPU.")]
@@ -323,7 +323,9 @@ def pretrain_main() -> None:
     """Entry point of ``python -m brainfm_lib.pretrain PROFILE``, for launchers that start several processes."""
 
     def command(
-        profile: Annotated[str, typer.Argument(help="tiny, quick, reference, paper, replica, or a YAML file.")],
+        profile: Annotated[
+            str, typer.Argument(help="tiny, quick, compact, reference, paper, replica, or a YAML file.")
+        ],
         objective: ObjectiveOption = "all",
         manifest: ManifestOption = None,
         seed: SeedOption = 0,

@@ -33,6 +33,7 @@ def write_all(root: Path, *, profile: str | None = None, tables: Tables | None =
     report.write_text(root / "book" / "chapters" / "_budget.md", budget(root, pages))
     for name, text in measured(root).items():
         report.write_text(root / "book" / "chapters" / f"_bench_{name}.md", text)
+    write_reference(root)
     recorded = {page.name: json.loads(page.beside(".result.json").read_text())["runs"] for page in pages}
     write_causal(root, recorded.get(CAUSAL_NOTEBOOK, {}))
     target = root / "book" / "chapters" / "_headline.md"
@@ -45,6 +46,15 @@ def write_all(root: Path, *, profile: str | None = None, tables: Tables | None =
         write_headline(results, target, phantom_tasks=phantoms, profile=profile, transductive=transductive, mark=mark)
     else:
         report.write_text(target, f"Nothing has been compared yet.\n\n{mark}\n")
+
+
+def write_reference(root: Path) -> None:
+    """Write what there is to say of the reference run that ships, or how to make one."""
+    from brainfm_lib.reference.told import told
+
+    file = root / "book" / "reference" / "reference.json"
+    summary = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+    report.write_text(root / "book" / "chapters" / "_reference.md", told(summary))
 
 
 def write_causal(root: Path, runs: Mapping[str, str]) -> None:

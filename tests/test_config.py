@@ -61,7 +61,7 @@ def test_mistakes_end_in_one_sentence_that_names_the_place(overrides, words):
 
 
 def test_an_unknown_profile_lists_the_known_ones():
-    with pytest.raises(InputError, match="choose among paper, quick, reference, replica, tiny"):
+    with pytest.raises(InputError, match="choose among compact, paper, quick, reference, replica, tiny"):
         load_profile("quik")
     with pytest.raises(InputError, match="There is no arm 'mea'"):
         load_profile("tiny").pretraining("mea", 0)

@@ -1,12 +1,17 @@
 """The headline says what the table says."""
 
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
+from brainfm_lib.compute import pretraining_cost
+from brainfm_lib.config import load_profile
 from brainfm_lib.fragments import measured, write_causal, write_headline
+from brainfm_lib.reference.plan import Part, Plan
+from brainfm_lib.reference.told import told
 from brainfm_lib.runs import Run
 
 
@@ -108,3 +113,23 @@ def test_the_start_page_says_what_the_causal_test_said(tmp_path: Path) -> None:
     assert said.count("**open**") == 2 and "phantom results" in said
     write_causal(tmp_path, {})
     assert "has not been tested" in (tmp_path / "book" / "chapters" / "_causal.md").read_text()
+
+
+def test_the_page_on_the_reference_run_says_how_it_went_or_how_to_make_it() -> None:
+    part = Part("quick", 1, 100, 50, 60, 1600, {"rendering": 10.0, "training": 20.0, "judging": 30.0})
+    plan = Plan(5.0, "a device", True, (part,), {"quick": {"rendered": 9.0}})
+    pieces = [
+        ("render quick pre", 11.0),
+        ("train quick mae 0", 6.0),
+        ("train quick jepa 0", 8.0),
+        ("judge quick 0", 29.0),
+    ]
+    log = [
+        {"what": what, "seconds": s, "began": 0.0, "volumes": 1600, "volumes_per_second": 200.0} for what, s in pieces
+    ]
+    text = told({"plan": asdict(plan), "log": log, "busy": {"train quick mae 0": 0.93}})
+    assert "| quick | rendering | 10 | 11 |" in text and "| quick | training | 20 | 14 |" in text
+    assert "| quick, mae, seed 0 | 1,600 | 200 |" in text and "| 93% |" in text and "| – |" in text
+    cost = pretraining_cost(load_profile("quick", part.overrides).pretraining("jepa", 0))
+    assert f"| {cost.flops / 1600 * 200 / 1e12:.3g} | –" in text
+    assert "brainfm reference" in told(None) and "No reference run ships" in told(None)
