@@ -10,6 +10,10 @@ from brainfm_lib.identity import write_atomic
 
 MATHJAX = "mathjax/tex-svg-full.js"
 PLOTLY = "plotly/plotly.min.js"
+ICONS = "_static/scripts/fontawesome.js"
+# One icon of that script: its name, size, other names, place in the font, outline or two of them.
+_ICON = re.compile(r'"?(?P<name>[a-z0-9-]+)"?:\[\d+,\d+,\[(?P<others>[^\]]*)\],"[0-9a-f]*",(?:"[^"]*"|\[[^\]]*\])\],?')
+_ICON_NAME = re.compile(r"\bfa-([a-z0-9-]+)")
 
 # attributes whose address a browser fetches by itself; an <a href> waits for a click and is allowed
 _FETCHED = {
@@ -54,6 +58,27 @@ def copy_assets(assets: Path, own: Path) -> None:
                 shutil.copy2(source, temporary)
 
 
+def keep_used_icons(html_dir: Path) -> None:
+    """Leave of the theme's icons, which weigh more than most pages, those that a page or a script names.
+
+    Args:
+        html_dir: Folder with the built pages and their ``_static``.
+    """
+    target = html_dir / ICONS
+    if not target.is_file():
+        return
+    texts = [file for file in html_dir.rglob("*") if file.suffix in (".html", ".js") and file.name != target.name]
+    used = {name for file in texts for name in _ICON_NAME.findall(file.read_text(encoding="utf-8", errors="replace"))}
+
+    def kept(entry: re.Match[str]) -> str:
+        names = {entry["name"], *re.findall(r'"([a-z0-9-]+)"', entry["others"])}
+        return entry[0] if names & used else ""
+
+    script = _installed("pydata-sphinx-theme", target.name, largest=True).read_text(encoding="utf-8")
+    with write_atomic(target) as temporary:
+        temporary.write_text(_ICON.sub(kept, script), encoding="utf-8")
+
+
 def external_addresses(html_dir: Path) -> dict[str, list[str]]:
     """Find what built pages would fetch from elsewhere: scripts, styles, images, fonts, frames.
 
@@ -76,10 +101,10 @@ def external_addresses(html_dir: Path) -> dict[str, list[str]]:
     return found
 
 
-def _installed(package: str, name: str) -> Path:
-    """Find a file by its name among those of an installed package."""
-    matches = [file for file in files(package) or [] if file.name == name]
-    return Path(str(matches[0].locate()))
+def _installed(package: str, name: str, *, largest: bool = False) -> Path:
+    """Find a file by its name among those of an installed package: the first, or the largest."""
+    matches = [Path(str(file.locate())) for file in files(package) or [] if file.name == name]
+    return max(matches, key=lambda file: file.stat().st_size) if largest else matches[0]
 
 
 class _Addresses(HTMLParser):

@@ -28,6 +28,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.connect("html-page-context", choose_scripts, priority=900)
     app.connect("html-page-context", name_parts, priority=900)
     app.connect("html-page-context", shut_out, priority=900)
+    app.connect("build-finished", lighten)
     app.connect("build-finished", check_pages)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}
 
@@ -67,6 +68,12 @@ def name_parts(app: Sphinx, pagename: str, templatename: str, context: dict[str,
         context["generate_toctree_html"] = lambda *words, **named: str(tree(*words, **named)).replace(
             "<summary>", toggle
         )
+
+
+def lighten(app: Sphinx, exception: Exception | None) -> None:
+    """Cut the theme's icons down to those in use."""
+    if exception is None and app.builder.format == "html":
+        offline.keep_used_icons(Path(app.outdir))
 
 
 def check_pages(app: Sphinx, exception: Exception | None) -> None:

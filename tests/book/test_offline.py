@@ -1,10 +1,12 @@
 """What a browser would fetch from elsewhere is found, and what it would not is left alone."""
 
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
 
-from brainfm_lib.offline import copy_assets, external_addresses
+from brainfm_lib.offline import _ICON, ICONS, _installed, copy_assets, external_addresses, keep_used_icons
 
 
 @pytest.mark.parametrize(
@@ -52,3 +54,25 @@ def test_assets_are_copied_once(tmp_path: Path) -> None:
     assert {file.name for file in times} == {"tex-svg-full.js", "plotly.min.js", "companion.css"}
     copy_assets(tmp_path / "assets", own)
     assert times == {file: file.stat().st_ctime_ns for file in times}
+
+
+def test_icons_that_nothing_names_are_cut(tmp_path: Path) -> None:
+    script = tmp_path / ICONS
+    script.parent.mkdir(parents=True)
+    script.write_text("made by an earlier build")
+    (tmp_path / "page.html").write_text('<i class="fas fa-download"></i><i class="fa-solid fa-search fa-lg"></i>')
+    (tmp_path / "_static" / "theme.js").write_text('toggle("fa-moon")')
+    keep_used_icons(tmp_path)
+    kept = script.read_text()
+    whole = _installed("pydata-sphinx-theme", "fontawesome.js", largest=True).read_text()
+    assert len(kept) < len(whole) / 10
+    assert "For license information" in kept.splitlines()[0]
+    for name in ("download", "magnifying-glass", "moon"):  # the second by another name of it
+        assert icon(name, kept) == icon(name, whole) != ""
+    assert icon("ambulance", kept) == "" and icon("monero", kept) == ""
+    if shutil.which("node"):
+        subprocess.run(["node", "--check", str(script)], check=True)
+
+
+def icon(name: str, script: str) -> str:
+    return next((found[0].rstrip(",") for found in _ICON.finditer(script) if found["name"] == name), "")

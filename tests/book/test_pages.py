@@ -148,6 +148,9 @@ def test_pages_in_a_browser(book: Path, dark: bool) -> None:
             formulas = browser.evaluate("document.querySelectorAll('.math').length")
             assert browser.evaluate("document.querySelectorAll('.math mjx-container svg').length") >= formulas, page
             assert browser.evaluate("document.querySelectorAll('mjx-merror').length") == 0, page
+            undrawn = "[...document.querySelectorAll('svg.svg-inline--fa')].filter(i => !i.querySelector('path[d]'))"
+            assert browser.evaluate("document.querySelectorAll('svg.svg-inline--fa').length") > 5, page
+            assert browser.evaluate(f"{undrawn}.map(i => i.dataset.icon)") == [], page
             assert browser.evaluate("document.documentElement.scrollWidth <= window.innerWidth"), f"{page} is too wide"
 
 
@@ -181,11 +184,11 @@ def test_every_figure_has_a_number_a_caption_and_words_and_the_numbers_behind_it
 
 
 def test_pages_are_light(real_book: Path) -> None:
-    """A page with its pictures; scripts and styles, which all pages share and a browser loads once, are in the sum."""
+    """A page with its pictures, scripts and styles, though most of these are shared and loaded once."""
     html = real_book / "book" / "_build" / "html"
     weights = {}
     for page in pages(real_book):
-        loaded = re.findall(r'(?:src|href)="([^"#?]+\.(?:png|svg|jpg))', page.read_text())
+        loaded = re.findall(r'(?:src|href)="([^"#?]+\.(?:png|svg|jpg|js|css))', page.read_text())
         files = {(page.parent / name).resolve() for name in loaded} | {page}
         weights[page.name] = sum(file.stat().st_size for file in files if file.is_file()) / 1e6
     assert max(weights.values()) <= 8 and sorted(weights.values())[len(weights) // 2] <= 2, weights
