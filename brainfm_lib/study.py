@@ -163,6 +163,10 @@ class Study(StudyStructure):
             self.used[request] = found
         return found
 
+    def made_by_this_code(self, request: str, run: Run) -> bool:
+        """Whether what would make the run of `request` now is what made `run`; one that ships may be older."""
+        return run.provenance["code"] == self._config_of(request).code_hash
+
     def _config_of(self, request: str) -> RunConfig:
         plain, _, change = request.partition("@")
         return (self.variant(plain, change) if change else self).config(plain)

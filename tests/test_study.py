@@ -1,5 +1,8 @@
 """A study never pretrains on whom it tests, and says what a page rests on."""
 
+import json
+import shutil
+
 import numpy as np
 import pytest
 import yaml
@@ -8,6 +11,7 @@ from scipy.ndimage import gaussian_filter
 from brainfm_lib import data_audit
 from brainfm_lib.errors import InputError
 from brainfm_lib.study import Study
+from brainfm_lib.tables import runs_table
 from tests.data.scans import head, save_scan
 
 CONDITIONS = {"NC": 0.5, "AD": 0.5}
@@ -127,3 +131,18 @@ def test_another_manifest_s_task_is_no_task_of_this_one(open_study, kind):
     request = f"{kind}:unknown" if kind == "truth" else f"{kind}:mae:unknown"
     with pytest.raises(InputError):
         open_study().identify(request)
+
+
+def test_a_page_says_which_of_its_runs_other_code_made(open_study, tmp_path):
+    made = open_study().run("pretrain:random-init")
+    shipped = tmp_path / "book" / "reference" / "runs" / made.provenance["loose_id"]
+    shipped.parent.mkdir(parents=True)
+    shutil.move(made.path, shipped)
+    study = open_study()
+    assert study.run("pretrain:random-init").shipped
+    assert list(runs_table(study)["code"]) == ["as it is now"]
+    old = made.provenance | {"code": "0" * 12, "commit": "1234567890", "finished": "2026-01-02T03:04:05Z"}
+    (shipped / "provenance.json").write_text(json.dumps(old))
+    study = open_study()
+    study.run("pretrain:random-init")
+    assert list(runs_table(study)["code"]) == ["another: version 0.1.0, commit 1234567, 2026-01-02"]

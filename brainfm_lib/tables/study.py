@@ -162,6 +162,20 @@ def rank_table(measures: Mapping[str, pd.DataFrame], *, level: str | None = None
 
 
 def runs_table(study: Study) -> pd.DataFrame:
-    """The run behind every figure and number, by what was asked for."""
-    rows = [{"asked for": request, "run": run.id} for request, run in study.used.items()]
-    return pd.DataFrame(rows, columns=["asked for", "run"])
+    """The run behind every figure and number, by what was asked for, and which code made it.
+
+    A run that is made here is always made by the code as it is; one that came with the project may be older.
+    """
+    rows = [
+        {"asked for": request, "run": run.id, "code": NOW if study.made_by_this_code(request, run) else _older(run)}
+        for request, run in study.used.items()
+    ]
+    return pd.DataFrame(rows, columns=["asked for", "run", "code"])
+
+
+NOW = "as it is now"
+
+
+def _older(run: Run) -> str:
+    version, commit = run.provenance["versions"]["brainfm_lib"], str(run.provenance["commit"])[:7]
+    return f"another: version {version}, commit {commit}, {run.provenance['finished'][:10]}"
