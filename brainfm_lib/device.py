@@ -32,3 +32,8 @@ def faster_precision(device: torch.device) -> str:
 def autocast(device: torch.device) -> AbstractContextManager[Any]:
     """Mixed precision where it is faster on `device`."""
     return torch.autocast(device.type, torch.bfloat16, enabled=faster_precision(device) == "bf16")
+
+
+def peak_memory(device: torch.device) -> dict[str, int]:
+    """For a provenance: the most bytes that tensors took on an accelerator since the process began, where one is used."""
+    return {"device_peak_memory_bytes": torch.cuda.max_memory_allocated(device)} if device.type == "cuda" else {}

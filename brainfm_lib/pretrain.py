@@ -31,7 +31,7 @@ from brainfm_lib.checkpoint import (
 from brainfm_lib.data.augment import AugmentConfig, augment, draw_augmentation, zscore
 from brainfm_lib.data.batches import Batches, batch_rows
 from brainfm_lib.data.geometry import Geometry
-from brainfm_lib.device import faster_precision
+from brainfm_lib.device import faster_precision, peak_memory
 from brainfm_lib.errors import InputError
 from brainfm_lib.graphed import GraphedLoss
 from brainfm_lib.identity import stable_hash
@@ -315,12 +315,11 @@ class Trainer:
         together = sum_over_ranks(torch.stack(list(means.values()))) / self.world
         values = dict(zip(means, together.tolist()))
         if not math.isfinite(values["loss"] + values["gradient_norm"]):
-            arm, optimiser = self.config.objective.arm, self.config.optimiser
-            raise InputError(diverged(arm, optimiser, self.step, pending, checkpoints(self.folder)))
-        seen = self.step * self.config.optimiser.batch_size
+            arm, kept = self.config.objective.arm, checkpoints(self.folder)
+            raise InputError(diverged(arm, self.config.optimiser, self.step, pending, kept))
+        steps, seen = self.config.optimiser.steps, self.step * self.config.optimiser.batch_size
         row = {"step": float(self.step), "volumes": float(seen), "seconds": self.seconds, **values}
         row["lr"] = self.config.optimiser.lr_at(self.step - 1)
-        steps = self.config.optimiser.steps
         due = self.step * self.validations // steps > (self.step - len(pending)) * self.validations // steps
         if len(self.heldout) and (due or self.step == steps):
             row["heldout"] = self.validate()
@@ -358,6 +357,7 @@ class Trainer:
             "train_seconds": round(self.seconds, 2),
             "volumes_seen": self.step * self.config.optimiser.batch_size,
             "volumes_per_second": round(self.step * self.config.optimiser.batch_size / max(self.seconds, 1e-9), 1),
+            **peak_memory(self.device),
         }
 
     def _summary(self) -> dict[str, str]:
