@@ -35,5 +35,5 @@ def autocast(device: torch.device) -> AbstractContextManager[Any]:
 
 
 def peak_memory(device: torch.device) -> dict[str, int]:
-    """For a provenance: the most bytes that tensors took on an accelerator since the process began, where one is used."""
+    """For a provenance: the most bytes that tensors took on a CUDA device since the process began, if it is one."""
     return {"device_peak_memory_bytes": torch.cuda.max_memory_allocated(device)} if device.type == "cuda" else {}

@@ -84,7 +84,7 @@ class GraphedLoss:
         torch.cuda.current_stream().wait_stream(aside)
         self._forget()
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self.pool):
+        with torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local"):  # other threads may go on
             loss, terms = self._pass(spectral, detail, shared)
         self.pool = graph.pool()
         return _Captured(graph, loss, terms, [p.grad for p in self.parameters])

@@ -284,10 +284,14 @@ def sampled(file: Path, wanted: bool) -> Iterator[None]:
     watcher = None
     if wanted:
         code = (
-            "import subprocess, sys, time\n"
+            "import os, subprocess, sys, time\n"
             "p = subprocess.Popen(sys.argv[2:], stdout=subprocess.PIPE, text=True)\n"
             "f = open(sys.argv[1], 'a', buffering=1)\n"
-            "for line in p.stdout: f.write(f'{time.time():.2f}, {line}')\n"
+            "parent = os.getppid()\n"
+            "for line in p.stdout:\n"
+            "    f.write(f'{time.time():.2f}, {line}')\n"
+            "    if os.getppid() != parent:\n"  # it was killed
+            "        p.kill()\n"
         )
         command = [sys.executable, "-c", code, str(file), *query, "-lms", str(SAMPLED)]
         watcher = subprocess.Popen(command, stderr=subprocess.DEVNULL, start_new_session=True)

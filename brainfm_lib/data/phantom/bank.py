@@ -5,9 +5,10 @@ from __future__ import annotations
 import multiprocessing
 import os
 import time
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from functools import lru_cache
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from functools import lru_cache, partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -19,14 +20,14 @@ from torch import Tensor
 from brainfm_lib.data.geometry import Geometry
 from brainfm_lib.data.phantom.cohort import PhantomSpec
 from brainfm_lib.data.phantom.draws import Draw, draw
-from brainfm_lib.data.phantom.rendering import GPU_STEP, render, render_draws
+from brainfm_lib.data.phantom.rendering import GPU_STEP, render, render_draws, single_threaded
 from brainfm_lib.data.storage import LEVELS, as_float
 from brainfm_lib.data.tables import refusals
 
 if TYPE_CHECKING:
     from brainfm_lib.data.cohort import Cohort
 
-AHEAD = 3  # batches of random numbers that each process may be ahead of the device
+AHEAD = 3  # batches that each process may be ahead of the device
 
 
 class PhantomBank:
@@ -39,7 +40,7 @@ class PhantomBank:
         cohort: From `describe_cohort`, of phantoms.
         geometry: Target grid; its storage says how voxels are kept.
         device: Where volumes are made and kept.
-        workers: Processes that draw; 0 draws in this one. Default: one for each core, at most 16.
+        workers: Processes that draw, on a CPU threads that render; 0: none. Default: one for each core, at most 16.
 
     Attributes:
         tensor: (N, D, H, W) of the whole cohort as stored, on the device.
@@ -125,18 +126,27 @@ def rendered(
     place = torch.device(device)
     batches = [scans.iloc[at : at + GPU_STEP] for at in range(0, len(scans), GPU_STEP)]
     count = min(os.cpu_count() or 1, 16) if workers is None else workers
-    if spec.ancestors or not count or place.type == "cpu":
+    if place.type == "cpu" and count:
+        render(spec, scans.iloc[:1], geometry)  # reads what all scans share, once, before the threads
+        with single_threaded(), ThreadPoolExecutor(count) as pool:
+            made = _in_order(pool, lambda batch: render(spec, batch, geometry), batches, count)
+            yield from ((number * GPU_STEP, volumes) for number, volumes in enumerate(made))
+    elif spec.ancestors or not count:
         for number, batch in enumerate(batches):
             yield number * GPU_STEP, render(spec, batch, geometry, place)
-        return
-    pool, left = _drawers(count), iter(batches)
-    waiting = [pool.submit(draws_of, spec, batch) for batch in islice(left, AHEAD * count)]
-    for number in range(len(batches)):
-        draws = waiting.pop(0).result()
-        following = next(left, None)
-        if following is not None:
-            waiting.append(pool.submit(draws_of, spec, following))
-        yield number * GPU_STEP, render_draws(draws, geometry, str(place))
+    else:
+        drawn = _in_order(_drawers(count), partial(draws_of, spec), batches, AHEAD * count)
+        for number, draws in enumerate(drawn):
+            yield number * GPU_STEP, render_draws(draws, geometry, str(place))
+
+
+def _in_order(pool: Executor, make: Callable[[Any], Any], items: Sequence[Any], ahead: int) -> Iterator[Any]:
+    """What `pool` makes of items, in their order, at most `ahead` of them before they are asked for."""
+    left = iter(items)
+    waiting = deque(pool.submit(make, item) for item in islice(left, ahead))
+    while waiting:
+        yield waiting.popleft().result()
+        waiting.extend(pool.submit(make, item) for item in islice(left, 1))
 
 
 @lru_cache(maxsize=1)
