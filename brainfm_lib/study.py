@@ -126,18 +126,22 @@ class Study(StudyStructure):
             own = {name: [settings.model_dump(), self._digest_of(name)] for name, settings in self.own.items()}
             shown = [tasks, absent, self.pretraining_cohorts, manifest.transductive, evaluation, own]
             return f"study-{stable_hash([*shown, self.profile.trial_lrs])}"
-        config = self.config(request)
+        config = self._config_of(request)
         found = find(config)
         return found.id if found is not None else config.id
 
     def run(self, request: str, **making: Any) -> Run:
         """The finished run of `request`; made now, with all it needs, where it is missing.
 
-        `making` is handed to what makes it.
+        `making` is handed to what makes it. The request may name a change, see `variant`.
 
         Raises:
             InputError: The request asks what an encoder reaches on a task, and the audit found a leak there.
         """
+        plain, _, change = request.partition("@")
+        if change:
+            self.used[request] = self.variant(plain, change).run(plain, **making)
+            return self.used[request]
         config = self.config(request)
         found = find_whole(config)
         kind, *words = request.split(":")

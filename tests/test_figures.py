@@ -228,6 +228,12 @@ def predictions(folds: int = 0) -> pd.DataFrame:
     return table.assign(fold=table["subject_id"] // 2 % folds) if folds else table
 
 
+def learning(arms: tuple[str, ...]) -> pd.DataFrame:
+    points = [(arm, volumes) for arm in arms for volumes in ((0,) if arm == CONTROL else (100, 1000))]
+    rows = [{"task": "ad", "arm": a, "volumes": n, "estimate": 0.6, "low": 0.5, "high": 0.7} for a, n in points]
+    return pd.DataFrame(rows, columns=["task", "arm", "volumes", "estimate", "low", "high"])
+
+
 def shots() -> pd.DataFrame:
     rows = [{"shots": n, "draw": k, "auroc": RNG.uniform(0.4, 0.9)} for n in (8, 16, 32) for k in range(5)]
     return pd.DataFrame(rows)
@@ -294,6 +300,7 @@ def all_figures(arms: tuple[str, ...]) -> dict[str, Figure]:
         ),
         "calibration_curves": figures.calibration_curves({"ad": {arm: predictions() for arm in arms}}),
         "few_shot_curves": figures.few_shot_curves({"ad": {a: shots() for a in arms}} if arms else {}, {"ad": "AD"}),
+        "learning_curves": figures.learning_curves(learning(arms), {"ad": "AD"}),
         "forest_plot": figures.forest_plot(results(arms), {"grade": "Tumour grade 2 against 3 and 4 (phantom)"}),
     }
 
@@ -332,6 +339,7 @@ def test_axes_name_what_they_show(drawn: dict[str, Figure], name: str, tmp_path:
         ("roc_curves", ["false positive rate", "true positive rate"]),
         ("calibration_curves", ["predicted probability", "observed share"]),
         ("few_shot_curves", ["labelled subjects a class", "AUROC"]),
+        ("learning_curves", ["volumes seen", "AUROC"]),
         ("forest_plot", ["AUROC, 95 % interval over subjects"]),
     ],
 )

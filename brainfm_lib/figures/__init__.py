@@ -13,7 +13,7 @@ from brainfm_lib.figures.brains import (
 from brainfm_lib.figures.cohorts import cohort_summary, discriminative_spectra, intensity_histogram, split_counts
 from brainfm_lib.figures.interactive import cutoff_explorer, slice_explorer
 from brainfm_lib.figures.latents import eigenspectra, explained_variance, latent_maps, rank_measures, similarity_matrix
-from brainfm_lib.figures.probes import calibration_curves, few_shot_curves, forest_plot, roc_curves
+from brainfm_lib.figures.probes import calibration_curves, few_shot_curves, forest_plot, learning_curves, roc_curves
 from brainfm_lib.figures.reconstruction import error_intervals, explained_latents
 from brainfm_lib.figures.spectra import (
     coherence_progress,
@@ -60,6 +60,7 @@ __all__ = [
     "intensity_histogram",
     "interactions",
     "latent_maps",
+    "learning_curves",
     "loss_curves",
     "loss_view",
     "main_effects",

@@ -164,6 +164,35 @@ def few_shot_curves(draws: Mapping[str, Mapping[str, pd.DataFrame]], titles: Map
     return figure
 
 
+@figure_function
+def learning_curves(table: pd.DataFrame, titles: Mapping[str, str] | None = None) -> Figure:
+    """AUROC against the volumes that an encoder had seen in pretraining, with 95 % intervals over test subjects.
+
+    Args:
+        table: One row a task, arm and point: task, arm, volumes, estimate, low, high; rows of 0 volumes are controls,
+            drawn as lines across.
+        titles: Task -> how to name it.
+    """
+    if table.empty:
+        return nothing("No task has test subjects of its own: there is no curve.")
+    figure, axes = panels(table["task"].nunique(), columns=3, sharey=True)
+    for axis, (task, rows) in zip(axes, table.groupby("task", sort=False)):
+        seen = rows[rows["volumes"] > 0]
+        for row, dashes in zip(rows[rows["volumes"] == 0].itertuples(), ("--", "-", ":")):
+            axis.axhline(row.estimate, color=colour(row.arm), linestyle=dashes, linewidth=1.2, label=title(row.arm))
+        for arm, part in seen.groupby("arm", sort=False):
+            axis.fill_between(part["volumes"], part["low"], part["high"], color=colour(arm), alpha=0.12, linewidth=0)
+            axis.plot(
+                part["volumes"], part["estimate"], marker(arm), linestyle="-", color=colour(arm), label=title(arm),
+                markersize=4,
+            )  # fmt: skip
+        axis.axhline(0.5, color="black", linewidth=1)
+        axis.set_xscale("log")
+        axis.set(xlabel="volumes seen", ylabel="AUROC", title=wrapped((titles or {}).get(str(task)) or str(task), 34))
+    legend_below(figure, axes)
+    return figure
+
+
 def _units(table: pd.DataFrame, *, ranked: bool = False) -> tuple[np.ndarray, np.ndarray]:
     """Labels and mean scores of class 1 over (subject, label) units, as ranks within a fold where that is asked for."""
     keys = ["subject_id", "label", *(["fold"] if "fold" in table else [])]

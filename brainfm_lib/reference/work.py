@@ -208,7 +208,7 @@ def judge(study: Study, arms: Sequence[str], pool: ProcessPoolExecutor, clock: C
             break
         for arm in rows:
             for cohort in cohorts:
-                ask(study, f"features:{arm}:{cohort}{change}")
+                study.run(f"features:{arm}:{cohort}{change}")
             ready = [name for name in wanted if _starts_from(name, arm, change)]
             asked |= {pool.submit(_answer, study.seed, name): name for name in ready}
         if not study.seed and not change:
@@ -236,12 +236,6 @@ def _starts_from(request: str, arm: str, change: str) -> bool:
     return source == arm and mark + changed == change
 
 
-def ask(study: Study, request: str) -> Any:
-    """`Study.run` of a request that may name a change."""
-    plain, _, change = request.partition("@")
-    return (study.variant(plain, change) if change else study).run(plain)
-
-
 _study: Study | None = None  # of a process that fits probes
 
 
@@ -261,7 +255,7 @@ def _begin(profile: str, manifest: Any, overrides: dict[str, Any]) -> None:
 
 def _answer(seed: int, request: str) -> str:
     assert _study is not None
-    run = ask(_study.variant("", f"seed={seed}"), request)
+    run = _study.variant("", f"seed={seed}").run(request)
     if run.kind != "probe" or "@" in request:
         return ""
     row = run.table("results").set_index("metric").loc["auroc"]
