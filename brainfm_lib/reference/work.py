@@ -31,6 +31,7 @@ from brainfm_lib.study import Study
 from brainfm_lib.verdict import RAW_VOXELS
 
 PLAN, SPENT, BUSY = "plan.json", "spent.json", "busy.csv"
+TICK = 5.0
 SAMPLED = 500  # milliseconds between two looks at the device
 
 
@@ -76,7 +77,7 @@ def make_reference(
 
 
 class Clock:
-    """Time spent over all sittings, and what it was spent on.
+    """Time spent over all sittings, and what it was spent on; noted every `TICK` seconds, so that a kill loses no more.
 
     Attributes:
         log: A row a piece of work: what, seconds, when it began (Unix time), and facts of it.
@@ -109,13 +110,22 @@ class Clock:
         self._write()
 
     def _write(self) -> None:
-        with write_atomic(self.file) as path:
+        with self._writing, write_atomic(self.file) as path:
             path.write_text(json.dumps({"seconds": self.spent, "log": self.log}, indent=1))
 
+    def _tick(self) -> None:
+        while not self._over.wait(TICK):
+            self._write()
+
     def __enter__(self) -> Clock:
+        self._writing, self._over = threading.Lock(), threading.Event()
+        self._ticking = threading.Thread(target=self._tick, daemon=True)
+        self._ticking.start()
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._ticking.join()
         self._write()
 
 
