@@ -220,14 +220,17 @@ def reference(
     sitting: Annotated[float | None, typer.Option(help="Stop after so many minutes, to go on later.")] = None,
     profile: Annotated[list[str] | None, typer.Option(help="Profiles to choose from, the largest first.")] = None,
     manifest: ManifestOption = None,
-    device: Annotated[str, typer.Option(help="auto, or cpu.")] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
 ) -> None:
     """Plan and make the whole study within a budget; the same command again goes on where it was stopped."""
+    from brainfm_lib.device import best_device
     from brainfm_lib.reference.plan import LADDER
     from brainfm_lib.reference.work import make_reference
 
     if device not in ("auto", "cpu", "cuda"):
-        raise InputError(f"There is no device {device!r}: choose auto or cpu.")
+        raise InputError(f"There is no device {device!r}: choose auto, cpu or cuda.")
+    if device == "cuda" and best_device().type != "cuda":
+        raise InputError("There is no CUDA device here: choose auto or cpu.")
     chosen = tuple(profile) if profile else LADDER
     for line in make_reference(
         folder, minutes, cpu=device == "cpu", manifest=manifest, profiles=chosen, sitting=sitting

@@ -54,7 +54,7 @@ class GraphedLoss:
         for mine, part in zip(self.inputs, given):
             mine.copy_(part)
         self.inputs[-1].fill_(spectral_weight)
-        kind = (spectral_weight > 0, detail)
+        kind = (spectral_weight > 0, detail and spectral_weight > 0)  # there are details of the spectral loss alone
         if kind not in self.captured:
             self.captured[kind] = self._capture(*kind, shared=shared)
         captured = self.captured[kind]

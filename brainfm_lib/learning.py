@@ -8,6 +8,7 @@ import pandas as pd
 
 from brainfm_lib.checkpoint import snapshot_steps
 from brainfm_lib.comparison import trained_arms
+from brainfm_lib.snapshot import NothingKept
 from brainfm_lib.verdict import CONTROL, METRIC, RAW_VOXELS
 
 if TYPE_CHECKING:
@@ -36,8 +37,11 @@ def learning_table(study: Study) -> pd.DataFrame:
             requests = {step: f"probe:{arm}:{task}@step={step}" for step in snapshot_steps(optimiser.steps)}
             requests[optimiser.steps] = f"probe:{arm}:{task}"
             for step, request in requests.items():
-                volumes = step * optimiser.batch_size
-                rows.append({"task": task, "arm": arm, "volumes": volumes, **_reached(study, request)})
+                try:
+                    reached = _reached(study, request)
+                except NothingKept:  # a run that ships has no models of the middle; it may have what they reached
+                    continue
+                rows.append({"task": task, "arm": arm, "volumes": step * optimiser.batch_size, **reached})
     return pd.DataFrame(rows, columns=["task", "arm", "volumes", "estimate", "low", "high"])
 
 

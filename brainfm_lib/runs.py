@@ -297,8 +297,6 @@ def _git_state() -> dict[str, Any]:
 
     Where the code travels without its repository, BRAINFM_COMMIT says which commit it is, unchanged.
     """
-    if os.environ.get("BRAINFM_COMMIT"):
-        return {"commit": os.environ["BRAINFM_COMMIT"], "dirty": False}
     try:
         root = project_root()
         commit, status = (
@@ -306,7 +304,8 @@ def _git_state() -> dict[str, Any]:
             for words in (["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no"])
         )
     except (OSError, subprocess.SubprocessError, InputError):
-        return {"commit": None, "dirty": None}
+        named = os.environ.get("BRAINFM_COMMIT")
+        return {"commit": named, "dirty": False if named else None}
     return {"commit": commit.strip(), "dirty": bool(status.strip())}
 
 

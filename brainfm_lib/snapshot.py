@@ -12,6 +12,10 @@ if TYPE_CHECKING:
     from brainfm_lib.pretrain import PretrainConfig
 
 
+class NothingKept(InputError):
+    """No model was kept after that step."""
+
+
 def make_snapshot(config: PretrainConfig, trained: Path, step: int) -> Callable[[Path], dict[str, Any]]:
     """What `runs.ensure` calls: ``encoder/`` as it was after `step` steps.
 
@@ -21,7 +25,7 @@ def make_snapshot(config: PretrainConfig, trained: Path, step: int) -> Callable[
         step: One of those after which a model was kept, see `checkpoint.snapshot_steps`.
 
     Raises:
-        InputError: No model was kept then.
+        NothingKept: No model was kept then.
     """
 
     def make(folder: Path) -> dict[str, Any]:
@@ -34,7 +38,7 @@ def make_snapshot(config: PretrainConfig, trained: Path, step: int) -> Callable[
         file = trained / SNAPSHOTS / f"{step:08d}.safetensors"
         if not file.is_file():
             kept = ", ".join(str(int(path.stem)) for path in sorted((trained / SNAPSHOTS).glob("*.safetensors")))
-            raise InputError(f"No model was kept after step {step}: there are {kept or 'none'}.")
+            raise NothingKept(f"No model was kept after step {step}: there are {kept or 'none'}.")
         model = build_model(config.objective)
         model.load_state_dict(load_file(file))
         exported = model.target_encoder if isinstance(model, Jepa) else model.encoder

@@ -168,8 +168,8 @@ class Study(StudyStructure):
         return found
 
     def made_by_this_code(self, request: str, run: Run) -> bool:
-        """Whether what would make the run of `request` now is what made `run`; one that ships may be older."""
-        return run.provenance["code"] == self._config_of(request).code_hash
+        """Whether `run` is what this code would make of `request`; one that ships, or its inputs, may be older."""
+        return run.id == self._config_of(request).id
 
     def _config_of(self, request: str) -> RunConfig:
         plain, _, change = request.partition("@")

@@ -1,7 +1,9 @@
 """The reference run keeps to its budget, survives a kill, and leaves what a study finds as shipped."""
 
 import json
+import pathlib
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -13,16 +15,17 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from brainfm_lib.checkpoint import snapshot_steps
 from brainfm_lib.errors import InputError
 from brainfm_lib.models import VisionTransformer3d
 from brainfm_lib.objectives import ARMS
+from brainfm_lib.reference import collect, work
 from brainfm_lib.reference import plan as planning
-from brainfm_lib.reference import work
 from brainfm_lib.reference.collect import busy_share
 from brainfm_lib.study import Study
 
 CONDITIONS = {"NC": 0.5, "AD": 0.5}
-MINUTES = 2.0
+MINUTES = 1.7
 RATE = st.floats(0.5, 30_000)
 
 
@@ -69,16 +72,76 @@ def test_killed_in_the_middle_it_goes_on_and_its_results_ship(tmp_path, manifest
         f"train tiny {arm} {seed}" for seed in range(summary["plan"]["parts"][0]["seeds"]) for arm in ARMS
     ]
     assert not list((folder / "results").rglob("*.tmp*"))
+    assert summary["seconds"] == pytest.approx(
+        json.loads((folder / "state" / "spent.json").read_text())["seconds"], abs=9
+    )
+    assert all(piece["finished"] for piece in summary["log"][-3:])
     assert max(file.stat().st_size for file in (folder / "results").rglob("*") if file.is_file()) < 8 * 2**20
 
     shutil.copytree(folder / "results" / "runs", tmp_path / "book" / "reference" / "runs")
     part = planning.load(folder / "state" / "plan.json").parts[0]
     study = Study("tiny", manifest, overrides=part.overrides, progress=False)
-    step = study.profile.optimiser.steps // 4
+    step = snapshot_steps(study.profile.optimiser.steps)[1]
     for request in ("pretrain:jepa", "probe:mae:ad", "latents:vcr-jepa", "knn:sl-mae:ad", f"probe:mae:ad@step={step}"):
         run = study.optional(request)
         assert run is not None and run.shipped, request
     VisionTransformer3d.from_pretrained(study.run("pretrain:jepa").path / "encoder")
+
+
+def test_a_plan_is_followed_for_nothing_but_what_it_was_made_for(tmp_path, manifest):
+    state = tmp_path / "made" / "state"
+    state.mkdir(parents=True)
+    part = planning.Part("tiny", 1, 12, 16, 30, 96, {"rendering": 1.0, "training": 1.0, "judging": 1.0})
+    planning.save(
+        planning.Plan(MINUTES, "of another manifest", "cpu", False, (part,), {"tiny": {}}), state / "plan.json"
+    )
+    with pytest.raises(InputError, match="made with another budget, manifest, device"):
+        list(work.make_reference(tmp_path / "made", MINUTES, cpu=True, manifest=manifest, profiles=("tiny",)))
+    content = yaml.safe_load(manifest.read_text())
+    content["pretraining"] = ["pre", "test"]
+    manifest.write_text(yaml.safe_dump(content))
+    with pytest.raises(InputError, match="pretrains on one cohort"):
+        list(work.make_reference(tmp_path / "other", MINUTES, cpu=True, manifest=manifest, profiles=("tiny",)))
+
+
+def test_runs_of_older_code_do_not_stay_among_the_results(tmp_path, manifest):
+    study = Study("tiny", manifest, progress=False)
+    run = study.run("pretrain:random-init")
+    target = tmp_path / "results" / run.provenance["loose_id"]
+    collect._ship(run, target)
+    assert json.loads((target / "provenance.json").read_text())["left_out"] == []
+    (target / "provenance.json").write_text(json.dumps(run.provenance | {"id": "init-older"}))
+    (target / "stale").touch()
+    collect._ship(run, target)
+    assert json.loads((target / "provenance.json").read_text())["id"] == run.id and not (target / "stale").exists()
+    weights = run.path / "encoder" / "model.safetensors"
+    with weights.open("ab") as file:
+        file.truncate(9 * 2**20)
+    collect._ship(run, tmp_path / "results" / "heavy")
+    assert not (tmp_path / "results" / "heavy").exists(), "an encoder too large to ship is not shipped without itself"
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
+def test_helpers_end_with_what_they_help(tmp_path, how):
+    code = (
+        "import multiprocessing, os, sys, time\n"
+        "from concurrent.futures import ProcessPoolExecutor\n"
+        "from brainfm_lib.processes import end_with_parent\n"
+        "if __name__ == '__main__':\n"
+        "    pool = ProcessPoolExecutor(2, mp_context=multiprocessing.get_context('spawn'),\n"
+        "                               initializer=end_with_parent, initargs=(os.getpid(),))\n"
+        "    print(pool.submit(os.getpid).result(), flush=True)\n"
+        "    time.sleep(600)\n"
+    )
+    script = tmp_path / "helped.py"
+    script.write_text(code)
+    with subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True) as parent:
+        helper = int(parent.stdout.readline())
+        parent.send_signal(how)
+        assert parent.wait(timeout=60) == -how
+        parent.stdout.read()  # ends only when no helper holds the pipe any more
+    status = pathlib.Path(f"/proc/{helper}/stat")
+    assert not status.exists() or status.read_text().split()[2] == "Z", "it still runs"
 
 
 def test_a_budget_in_which_nothing_fits_is_refused(manifest):
@@ -139,5 +202,5 @@ def test_utilisation_is_averaged_over_each_piece_of_work(tmp_path):
 
 def test_rates_that_are_measured_are_rates(manifest):
     rates = planning.measure("tiny", cpu=True, manifest=manifest, compiled=False)
-    assert set(rates) == {"rendered", "judged", "probes", *ARMS}
+    assert set(rates) == {"rendered", "judged", "probes", "memory", *ARMS}
     assert pd.Series(rates).gt(0).all() and np.isfinite(list(rates.values())).all()

@@ -141,7 +141,7 @@ def test_a_page_says_which_of_its_runs_other_code_made(open_study, tmp_path):
     study = open_study()
     assert study.run("pretrain:random-init").shipped
     assert list(runs_table(study)["code"]) == ["as it is now"]
-    old = made.provenance | {"code": "0" * 12, "commit": "1234567890", "finished": "2026-01-02T03:04:05Z"}
+    old = made.provenance | {"id": "init-000000000000", "commit": "1234567890", "finished": "2026-01-02T03:04:05Z"}
     (shipped / "provenance.json").write_text(json.dumps(old))
     study = open_study()
     study.run("pretrain:random-init")

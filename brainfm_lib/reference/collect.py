@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -15,58 +15,62 @@ import pandas as pd
 from brainfm_lib.identity import write_atomic
 from brainfm_lib.integrity import digests
 from brainfm_lib.reference.plan import Plan
-from brainfm_lib.runs import PROVENANCE, list_runs
+from brainfm_lib.runs import PROVENANCE, Run
+
+if TYPE_CHECKING:
+    from brainfm_lib.reference.work import Clock
 
 LARGEST = 8 * 2**20  # bytes of one file that ships
-LEFT_OUT = ("snapshots", "features")  # of a run's files or of kinds of runs, what never ships
-KEPT_KINDS = (
-    "pretrain", "init", "probe", "knn", "latents", "reconstruction", "progress", "bands", "components",
-)  # fmt: skip
+LEFT_OUT = ("snapshots",)  # of a run's files, what never ships
+ENCODER = "encoder/model.safetensors"  # a run of weights without these does not ship
 
 
-def collect(folder: Path, plan: Plan, log: Sequence[dict[str, Any]]) -> Path:
+def collect(folder: Path, plan: Plan, clock: Clock, runs: Iterable[Run]) -> Path:
     """Write ``results/``: runs as the shipped layer holds them, and ``reference.json``.
 
     Args:
         folder: Of the reference run.
         plan: That was followed.
-        log: Of the clock.
+        clock: Of the work.
+        runs: Those to ship, of the code as it is.
 
     Returns:
         The folder.
     """
     results = folder / "results"
     (results / "runs").mkdir(parents=True, exist_ok=True)
-    for run in list_runs():
-        if run.kind in KEPT_KINDS and not run.shipped:
-            _ship(run.path, results / "runs" / run.provenance["loose_id"])
-    busy = busy_share(folder / "state" / "busy.csv", log)
-    summary = {"plan": dataclasses.asdict(plan), "log": list(log), "busy": busy}
+    for run in runs:
+        _ship(run, results / "runs" / run.provenance["loose_id"])
+    busy = busy_share(folder / "state" / "busy.csv", clock.log)
+    summary = {"plan": dataclasses.asdict(plan), "seconds": clock.spent, "log": clock.log, "busy": busy}
     with write_atomic(results / "reference.json") as path:
         path.write_text(json.dumps(summary, indent=1))
     return results
 
 
-def _ship(source: Path, target: Path) -> None:
+def _ship(run: Run, target: Path) -> None:
     """Copy a finished run without what is too large to ship; weights of whole models in half precision."""
-    if target.is_dir():
+    if (target / PROVENANCE).is_file():
+        if json.loads((target / PROVENANCE).read_text())["id"] == run.id:
+            return
+        shutil.rmtree(target)  # of other code
+    files = {str(file.relative_to(run.path)): file for file in run.path.rglob("*") if file.is_file()}
+    if ENCODER in files and files[ENCODER].stat().st_size > LARGEST:
         return
+    left_out = []
     with write_atomic(target) as temporary:
         temporary.mkdir()
-        for file in sorted(path for path in source.rglob("*") if path.is_file()):
-            name = file.relative_to(source)
-            if name.parts[0] in LEFT_OUT or str(name) == PROVENANCE or name.suffix == ".txt":
-                continue
+        for name, file in sorted(files.items()):
             place = temporary / name
-            place.parent.mkdir(exist_ok=True)
-            if str(name) == "model.safetensors":
-                _halve(file, place)
-            else:
-                shutil.copyfile(file, place)
-            if place.stat().st_size > LARGEST:
-                place.unlink()
-        provenance = json.loads((source / PROVENANCE).read_text())
-        provenance["files"] = digests(temporary)
+            if Path(name).parts[0] in LEFT_OUT:
+                left_out.append(name)
+            elif name != PROVENANCE:
+                place.parent.mkdir(exist_ok=True)
+                _halve(file, place) if name == "model.safetensors" else shutil.copyfile(file, place)
+                if place.stat().st_size > LARGEST:
+                    place.unlink()
+                    left_out.append(name)
+        provenance = run.provenance | {"files": digests(temporary), "left_out": left_out}
         (temporary / PROVENANCE).write_text(json.dumps(provenance, indent=2))
 
 

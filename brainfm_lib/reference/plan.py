@@ -6,7 +6,7 @@ import dataclasses
 import json
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,10 +15,13 @@ import numpy as np
 import torch
 from threadpoolctl import threadpool_limits
 
+from brainfm_lib.data.batches import free_memory
+from brainfm_lib.data.manifest import PhantomCohort, load_manifest
 from brainfm_lib.data.phantom.bank import PhantomBank
 from brainfm_lib.device import best_device
 from brainfm_lib.errors import InputError
-from brainfm_lib.identity import write_atomic
+from brainfm_lib.identity import stable_hash, write_atomic
+from brainfm_lib.integrity import file_digest
 from brainfm_lib.objectives import ARMS
 from brainfm_lib.probes.linear import linear_probe
 from brainfm_lib.study import Study
@@ -39,6 +42,7 @@ SNAPSHOTS = 4  # of an encoder in training, judged as well
 JUDGED_SUBJECTS = 1000  # of each cohort that tasks are asked of, at most
 STARTING = 20.0  # seconds in which processes that fit probes start
 TIMED_SCANS = {"cpu": 16, "cuda": 512}  # rendered to see how long that takes
+MEMORY_SHARE = 0.8  # of the memory that training leaves, at most, for banks
 LONGEST = 6.0  # seconds that timing an arm in whole batches may take, or else two volumes a batch have to do
 
 
@@ -80,6 +84,7 @@ class Plan:
 
     Attributes:
         minutes: The budget.
+        asked: Whatever else it was made for, see `asked_for`: a plan is followed for nothing else.
         device: Name of what it was measured on.
         compiled: Whether blocks are compiled.
         parts: In the order in which they are made.
@@ -87,6 +92,7 @@ class Plan:
     """
 
     minutes: float
+    asked: str
     device: str
     compiled: bool
     parts: tuple[Part, ...]
@@ -97,7 +103,7 @@ class Plan:
         yield f"{self.minutes:g} minutes on {self.device}{', blocks compiled' if self.compiled else ''}"
         for part in self.parts:
             known = self.rates[part.profile]
-            rates = ", ".join(f"{name} {rate:,.0f}/s" for name, rate in known.items())
+            rates = ", ".join(f"{name} {rate:,.1f}/s" for name, rate in known.items() if name != "memory")
             yield f"{part.profile}: measured: {rates}"
             yield (
                 f"{part.profile}: {part.seeds} seeds of {len(ARMS)} arms, {part.steps:,} steps, {part.volumes:,} "
@@ -118,8 +124,32 @@ def load(file: Path) -> Plan:
     return Plan(**{**values, "parts": tuple(Part(**part) for part in values["parts"])})
 
 
+def asked_for(*, cpu: bool, manifest: str | Path | None, profiles: Sequence[str]) -> str:
+    """Hash of what a plan is made for, its budget apart.
+
+    Raises:
+        InputError: The manifest has a cohort that banks of phantoms cannot stand for.
+    """
+    known = load_manifest(manifest)
+    if len(known.pretraining) != 1:
+        raise InputError("A reference run pretrains on one cohort of phantoms: name no other in `pretraining`.")
+    tasks = known.available_tasks()
+    real = [
+        n for n in (*known.pretraining, *(known.tasks[t].cohort for t in tasks)) if known.cohorts[n].kind != "phantom"
+    ]
+    if real:
+        raise InputError(f"A reference run is made on phantoms; cohort {real[0]!r} is real: unset its root for it.")
+    return stable_hash([file_digest(known.path), list(profiles), str(best_device(cpu=cpu).type)])
+
+
 def make_plan(
-    minutes: float, *, cpu: bool, manifest: str | Path | None, profiles: tuple[str, ...] = LADDER, cores: int
+    minutes: float,
+    *,
+    cpu: bool,
+    manifest: str | Path | None,
+    profiles: tuple[str, ...] = LADDER,
+    cores: int,
+    spent: float = 0.0,
 ) -> Plan:
     """Measure, and decide on grid, seeds and steps.
 
@@ -132,12 +162,13 @@ def make_plan(
         manifest: As in `Study`.
         profiles: The ladder.
         cores: That probes may use.
+        spent: Seconds of the budget that are gone.
 
     Raises:
         InputError: The budget does not suffice for anything.
     """
-    started = time.perf_counter()
-    device = best_device(cpu=cpu)
+    started = time.perf_counter() - spent
+    asked, device = asked_for(cpu=cpu, manifest=manifest, profiles=profiles), best_device(cpu=cpu)
     rates: dict[str, dict[str, float]] = {}
     compiled = device.type == "cuda"
     for number, name in enumerate(profiles):
@@ -161,7 +192,7 @@ def make_plan(
             again = fit(name, left - spent, rates[name], manifest, cores, seeds=SEEDS)
             parts = [part for part in (small, again or large) if part]
         what = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type}, {cores} cores"
-        return Plan(minutes, what, compiled, tuple(parts), rates)
+        return Plan(minutes, asked, what, compiled, tuple(parts), rates)
     raise InputError(f"{minutes:g} minutes do not suffice for the smallest study on this machine: give more.")
 
 
@@ -181,13 +212,17 @@ def fit(
     study = Study(name, manifest)
     batch = study.profile.optimiser.batch_size
     cohorts = {study.cohort_of(task) for task in study.tasks}
-    scans = sum(getattr(study.manifest.cohorts[cohort], "spec", {}).get("scans_per_subject", 1) for cohort in cohorts)
+    each = {name: _scans_a_subject(study, name) for name in {*cohorts, *study.pretraining_cohorts}}
+    scans = sum(each[cohort] for cohort in cohorts)
     most = study.profile.subjects.downstream or JUDGED_SUBJECTS
     judged = int(min(most, max(BANK_SHARE * seconds * rates["rendered"] / max(scans, 1), 60)))
     of_tasks = judged * scans
-    making = min(BANK, BANK_SHARE * seconds * rates["rendered"])
-    subjects = max(int(making) // 2, 16)
-    fixed = {"rendering": (2 * subjects + of_tasks) / rates["rendered"]}
+    (pretraining,) = study.pretraining_cohorts
+    volume = int(np.prod(study.profile.geometry.grid)) * (1 if study.profile.geometry.storage == "uint8" else 2)
+    making = min(BANK, BANK_SHARE * seconds * rates["rendered"], rates.get("memory", np.inf) / volume - of_tasks)
+    subjects = max(int(making) // each[pretraining], 16)
+    subjects = min(subjects, study.profile.subjects.pretraining or subjects)
+    fixed = {"rendering": (each[pretraining] * subjects + of_tasks) / rates["rendered"]}
     probing = len(study.tasks) * PROBES / rates["probes"] / cores
     per_seed = len(ARMS) * (of_tasks / rates["judged"] + probing)
     a_volume = sum(1 / rates[arm] for arm in ARMS)
@@ -200,7 +235,6 @@ def fit(
         if steps < 10:
             return None
         expected = fixed | {"training": count * steps * batch * a_volume, "judging": count * per_seed + once}
-        subjects = min(subjects, study.profile.subjects.pretraining or subjects)
         rounded = {what: round(seconds, 1) for what, seconds in expected.items()}
         return Part(name, count, steps, subjects, judged, steps * batch, rounded)
     return None
@@ -211,7 +245,8 @@ def measure(
 ) -> dict[str, float] | None:
     """What this machine does in a second: volumes rendered, read features of, trained on by each arm; probes fitted.
 
-    None where even the cheapest arm stays below `at_least` volumes a second: the others are not tried then.
+    None where an arm stays below `at_least` volumes a second: the others are not tried then. Beside the rates it says
+    how many bytes of memory banks may take.
     """
     from brainfm_lib.features import extract
     from brainfm_lib.pretrain import initial_model
@@ -219,10 +254,13 @@ def measure(
     device = best_device(cpu=cpu)
     scans = TIMED_SCANS.get(device.type, TIMED_SCANS["cuda"])
     study = Study(name, manifest, progress=False, cpu=cpu, overrides={"subjects.pretraining": scans})
-    cohort = study.cohort(study.pretraining_cohorts[0]).select(range(scans))
+    cohort = study.cohort(study.pretraining_cohorts[0])
+    cohort = cohort.select(range(min(scans, len(cohort))))
     for _ in range(2):  # at first processes start, and what all scans share is read
-        bank = PhantomBank(cohort, study.profile.geometry, device)
-    rates = {"rendered": scans / bank.seconds}
+        bank = PhantomBank(cohort, study.profile.geometry, bank_device(device))
+    rates = {"rendered": len(bank) / bank.seconds}
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
     for arm in ARMS:
         rates[arm] = _trained(study.profile.pretraining(arm, 0), bank, cpu=cpu, compiled=compiled)
         if rates[arm] < at_least:
@@ -233,6 +271,10 @@ def measure(
         started = time.perf_counter()
         extract(encoder, few, poolings=("mean",), batch_size=study.profile.evaluation.batch_size, device=device)
         rates["judged"] = len(few) / (time.perf_counter() - started)
+    free, needed = free_memory(), 0.0
+    if device.type == "cuda":
+        free, needed = float(torch.cuda.mem_get_info(device)[1]), 1.3 * torch.cuda.max_memory_allocated(device)
+    rates["memory"] = max(MEMORY_SHARE * (free - needed), 0.0)
     rates["probes"] = 1 / _probe_seconds(study, config.objective.encoder.embed_dim)
     return {key: float(np.round(rate, 3)) for key, rate in rates.items()}
 
@@ -261,6 +303,16 @@ def _trained(config: PretrainConfig, bank: PhantomBank, *, cpu: bool, compiled: 
             _wait(trainer.device)
         rate = size * timed / (time.perf_counter() - started)
     return rate
+
+
+def bank_device(device: torch.device) -> torch.device:
+    """Where phantoms are rendered and kept for training on a device."""
+    return device if device.type == "cuda" else torch.device("cpu")
+
+
+def _scans_a_subject(study: Study, cohort: str) -> int:
+    settings = study.manifest.cohorts[cohort]
+    return int(settings.spec.get("scans_per_subject", 1)) if isinstance(settings, PhantomCohort) else 1
 
 
 def _probe_seconds(study: Study, width: int) -> float:

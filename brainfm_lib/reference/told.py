@@ -22,7 +22,8 @@ def told(summary: Mapping[str, Any] | None) -> str:
         return NONE
     plan, log, busy = summary["plan"], summary["log"], summary["busy"]
     compiled = ", blocks compiled" if plan["compiled"] else ""
-    lines = [f"Made on {plan['device']}{compiled}, within {plan['minutes']:g} minutes. Phantom results.\n"]
+    taken = summary["seconds"] / 60
+    lines = [f"Made on {plan['device']}{compiled}, in {taken:.1f} of {plan['minutes']:g} minutes. Phantom results.\n"]
     lines += ["| profile | work | planned, s | taken, s |", "|---|---|---:|---:|"]
     for part in plan["parts"]:
         for word, purpose in PURPOSES.items():
@@ -32,7 +33,7 @@ def told(summary: Mapping[str, Any] | None) -> str:
     parts = {part["profile"]: Part(**part) for part in plan["parts"]}
     for piece in log:
         word, profile, *rest = piece["what"].split()
-        if word != "train":
+        if word != "train" or not piece["finished"]:
             continue
         arm, seed = rest
         config = load_profile(profile, parts[profile].overrides).pretraining(arm, int(seed))

@@ -23,10 +23,14 @@ from brainfm_lib import comparison
 from brainfm_lib.checkpoint import snapshot_steps
 from brainfm_lib.data.phantom.bank import PhantomBank
 from brainfm_lib.device import best_device
+from brainfm_lib.errors import InputError
 from brainfm_lib.identity import write_atomic
+from brainfm_lib.processes import end_with_parent, given_up_on_error
 from brainfm_lib.reference import plan as planning
 from brainfm_lib.reference.collect import collect
 from brainfm_lib.reference.plan import Part, Plan
+from brainfm_lib.runs import Run
+from brainfm_lib.stopping import Terminated
 from brainfm_lib.study import Study
 from brainfm_lib.verdict import RAW_VOXELS
 
@@ -59,20 +63,26 @@ def make_reference(
     os.environ["BRAINFM_RUNS"] = str((state / "runs").resolve())
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     clock = Clock(state / SPENT, minutes)
-    stop = _stop_after(sitting)
-    with sampled(state / BUSY, best_device(cpu=cpu).type == "cuda"), clock:
+    asked = planning.asked_for(cpu=cpu, manifest=manifest, profiles=profiles)
+    with stopped_by_sigterm(sitting), sampled(state / BUSY, best_device(cpu=cpu)), clock:
         if (state / PLAN).is_file():
             plan = planning.load(state / PLAN)
+            if (plan.minutes, plan.asked) != (minutes, asked):
+                raise InputError(
+                    f"{folder} follows a plan for {plan.minutes:g} minutes on {plan.device}, made with another budget, "
+                    "manifest, device or other profiles: give what it was made with, or another folder."
+                )
             yield f"goes on with the plan of {state / PLAN}, {clock.spent / 60:.1f} minutes spent"
         else:
-            plan = planning.make_plan(minutes, cpu=cpu, manifest=manifest, profiles=tuple(profiles), cores=cores)
+            plan = planning.make_plan(
+                minutes, cpu=cpu, manifest=manifest, profiles=tuple(profiles), cores=cores, spent=clock.spent
+            )
             planning.save(plan, state / PLAN)
         yield from plan.lines()
+        shipped: dict[str, Run] = {}
         for part in plan.parts:
-            yield from _make_part(folder, plan, part, clock, cpu=cpu, manifest=manifest, cores=cores)
-            collect(folder, plan, clock.log)
-    if stop is not None:
-        stop.cancel()
+            yield from _make_part(folder, plan, part, clock, shipped, cpu=cpu, manifest=manifest, cores=cores)
+            collect(folder, plan, clock, shipped.values())
     yield f"{clock.spent / 60:.1f} of {minutes:g} minutes; results: {folder / 'results'}"
 
 
@@ -89,6 +99,7 @@ class Clock:
         if file.is_file():
             noted = json.loads(file.read_text())
             self.before, self.log = noted["seconds"], noted["log"]
+        self._open: tuple[dict[str, Any], float] | None = None
         self.started = time.perf_counter()
 
     @property
@@ -103,13 +114,20 @@ class Clock:
 
     @contextmanager
     def piece(self, what: str, **facts: Any) -> Iterator[dict[str, Any]]:
-        """Time a piece of work."""
+        """Time a piece of work, also one that does not come to its end."""
         began, started = time.time(), time.perf_counter()
+        row: dict[str, Any] = {"what": what, "seconds": 0.0, "began": began, "finished": False}
+        self._open = row, started
+        self.log.append(row)
         yield facts
-        self.log.append({"what": what, "seconds": time.perf_counter() - started, "began": began, **facts})
+        row |= {"seconds": time.perf_counter() - started, "finished": True, **facts}
+        self._open = None
         self._write()
 
     def _write(self) -> None:
+        if self._open is not None:
+            row, started = self._open
+            row["seconds"] = time.perf_counter() - started
         with self._writing, write_atomic(self.file) as path:
             path.write_text(json.dumps({"seconds": self.spent, "log": self.log}, indent=1))
 
@@ -130,7 +148,15 @@ class Clock:
 
 
 def _make_part(
-    folder: Path, plan: Plan, part: Part, clock: Clock, *, cpu: bool, manifest: str | Path | None, cores: int
+    folder: Path,
+    plan: Plan,
+    part: Part,
+    clock: Clock,
+    shipped: dict[str, Run],
+    *,
+    cpu: bool,
+    manifest: str | Path | None,
+    cores: int,
 ) -> Iterator[str]:
     device = best_device(cpu=cpu)
     banks: dict[str, PhantomBank] = {}
@@ -142,14 +168,14 @@ def _make_part(
     def render(name: str) -> None:
         cohort = first.cohort(name)
         with clock.piece(f"render {part.profile} {name}", volumes=len(cohort)):
-            banks[name] = PhantomBank(cohort, first.profile.geometry, device)
+            banks[name] = PhantomBank(cohort, first.profile.geometry, planning.bank_device(device))
         first.keep(name, banks[name])
 
     (pretraining,) = first.pretraining_cohorts
     for seed in range(part.seeds):
         study = study_of(seed)
         wanted = [arm for arm in comparison.trained_arms(study) if not made(study, f"pretrain:{arm}")]
-        if seed and clock.left < RATHER * _expected(plan, part, "training") / part.seeds:
+        if seed and wanted and clock.left < RATHER * (part.seconds["training"] / part.seeds + part.seconds["judging"]):
             yield f"{part.profile}: seed {seed} is left out: {clock.left:.0f} s are left"
             break
         if wanted and pretraining not in banks:
@@ -160,26 +186,28 @@ def _make_part(
                 facts |= {"volumes_per_second": run.provenance["volumes_per_second"]}
             free(device)
             yield f"{part.profile}: {arm}, seed {seed}: {run.provenance['volumes_per_second']:,.0f} volumes/s"
-    yield f"{part.profile}: encoders in {collect(folder, plan, clock.log)}"
+    for seed in range(part.seeds):
+        shipped |= made_of(study_of(seed), [f"pretrain:{arm}" for arm in (*first.arms, comparison.CONTROL)])
+    yield f"{part.profile}: trained; so far in {collect(folder, plan, clock, shipped.values())}"
     names = dict.fromkeys(first.cohort_of(task) for task in first.tasks)
     for name in (*names, pretraining):
         if name not in banks:
             render(name)
-    with workers(part, manifest, cores) as pool:
+    with given_up_on_error(workers(part, manifest, cores)) as pool:
         for seed in range(part.seeds):
             study = study_of(seed)
             arms = [arm for arm in comparison.trained_arms(study) if made(study, f"pretrain:{arm}")]
             if arms:
                 with clock.piece(f"judge {part.profile} {seed}", encoders=len(arms)):
                     yield from judge(study, arms, pool, clock)
+                own = [f"{kind}:{arm}" for kind in ANALYSES for arm in (*arms, comparison.CONTROL) if not seed]
+                own += [f"pretrain:{comparison.CONTROL}"]
+                shipped |= made_of(study, [*requests(study, arms), *own])
 
 
+ANALYSES = ("latents", "reconstruction", "progress")
 LAST = 0.05  # of the budget, below which no learning curve is begun
 RATHER = 1.05  # times what a seed is expected to take must be left before it is begun
-
-
-def _expected(plan: Plan, part: Part, name: str) -> float:
-    return float(part.seconds.get(name, 0.0))
 
 
 def free(device: torch.device) -> None:
@@ -192,6 +220,18 @@ def free(device: torch.device) -> None:
 def made(study: Study, request: str) -> bool:
     """Whether a run is there."""
     return study.optional(request) is not None
+
+
+def made_of(study: Study, wanted: Sequence[str]) -> dict[str, Run]:
+    """Identity -> run, of those requests that were made here; what cannot be asked for is left out."""
+    found = {}
+    for request in wanted:
+        if request.startswith(("reconstruction", "progress")) and request.endswith(comparison.CONTROL):
+            continue
+        run = study.optional(request)
+        if run is not None and not run.shipped and comparison.NUISANCE not in request:
+            found[run.id] = run
+    return found
 
 
 def requests(study: Study, arms: Sequence[str]) -> list[str]:
@@ -253,12 +293,13 @@ def workers(part: Part, manifest: str | Path | None, cores: int) -> ProcessPoolE
     """Processes that fit probes, a core each."""
     context = multiprocessing.get_context("spawn")
     return ProcessPoolExecutor(
-        cores, mp_context=context, initializer=_begin, initargs=(part.profile, manifest, part.overrides)
+        cores, mp_context=context, initializer=_begin, initargs=(os.getpid(), part.profile, manifest, part.overrides)
     )
 
 
-def _begin(profile: str, manifest: Any, overrides: dict[str, Any]) -> None:
+def _begin(parent: int, profile: str, manifest: Any, overrides: dict[str, Any]) -> None:
     global _study
+    end_with_parent(parent)
     torch.set_num_threads(1)
     _study = Study(profile, manifest, overrides=overrides, progress=False, cpu=True)
 
@@ -272,21 +313,37 @@ def _answer(seed: int, request: str) -> str:
     return f"AUROC {row['estimate']:.3f} [{row['low']:.3f}, {row['high']:.3f}]"
 
 
-def _stop_after(sitting: float | None) -> threading.Timer | None:
-    if sitting is None:
-        return None
-    timer = threading.Timer(60 * sitting, os.kill, (os.getpid(), signal.SIGTERM))
-    timer.daemon = True
-    timer.start()
-    return timer
+@contextmanager
+def stopped_by_sigterm(sitting: float | None) -> Iterator[None]:
+    """End with a sentence when SIGTERM comes, at any time, and after `sitting` minutes as if it came.
+
+    A training writes a checkpoint first, see `stopping.Sigterm`.
+    """
+
+    def stop(number: int, frame: object) -> None:
+        raise Terminated("terminated; the same command goes on from there")
+
+    before = signal.signal(signal.SIGTERM, stop) if threading.current_thread() is threading.main_thread() else None
+    timer = threading.Timer(60 * sitting, os.kill, (os.getpid(), signal.SIGTERM)) if sitting is not None else None
+    if timer is not None:
+        timer.daemon = True
+        timer.start()
+    try:
+        yield
+    finally:
+        if timer is not None:
+            timer.cancel()
+        if before is not None:
+            signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager
-def sampled(file: Path, wanted: bool) -> Iterator[None]:
+def sampled(file: Path, device: torch.device) -> Iterator[None]:
     """Note how busy the device is: time (Unix), utilisation (%), power (W), memory (MiB) every `SAMPLED` ms."""
     query = ["nvidia-smi", "--query-gpu=utilization.gpu,power.draw,memory.used", "--format=csv,noheader,nounits"]
     watcher = None
-    if wanted:
+    if device.type == "cuda":
+        query += ["-i", f"GPU-{torch.cuda.get_device_properties(device).uuid}"]
         code = (
             "import os, subprocess, sys, time\n"
             "p = subprocess.Popen(sys.argv[2:], stdout=subprocess.PIPE, text=True)\n"

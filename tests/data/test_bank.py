@@ -10,6 +10,7 @@ from brainfm_lib.data.batches import Batches
 from brainfm_lib.data.geometry import Geometry
 from brainfm_lib.data.phantom.bank import PhantomBank
 from brainfm_lib.data.store import VolumeSet, open_volumes
+from brainfm_lib.errors import InputError
 from brainfm_lib.features import extract
 from brainfm_lib.models import VisionTransformer3d, VisionTransformerConfig
 from brainfm_lib.study import Study
@@ -59,5 +60,5 @@ def test_training_and_features_read_it_like_the_store(cohort):
 
 
 def test_it_is_made_of_phantoms_alone(cohort):
-    with pytest.raises(AssertionError):
+    with pytest.raises(InputError, match="are real"):
         PhantomBank(dataclasses.replace(cohort, source=None), Geometry((16, 16, 16), 10.0))

@@ -23,6 +23,8 @@ from brainfm_lib.data.phantom.draws import Draw, draw
 from brainfm_lib.data.phantom.rendering import GPU_STEP, render, render_draws, single_threaded
 from brainfm_lib.data.storage import LEVELS, as_float
 from brainfm_lib.data.tables import refusals
+from brainfm_lib.errors import InputError
+from brainfm_lib.processes import end_with_parent
 
 if TYPE_CHECKING:
     from brainfm_lib.data.cohort import Cohort
@@ -42,6 +44,9 @@ class PhantomBank:
         device: Where volumes are made and kept.
         workers: Processes that draw, on a CPU threads that render; 0: none. Default: one for each core, at most 16.
 
+    Raises:
+        InputError: The cohort is real.
+
     Attributes:
         tensor: (N, D, H, W) of the whole cohort as stored, on the device.
         rows: (n,) int64 positions in `tensor` of the volumes of this bank, which may be a part.
@@ -52,7 +57,8 @@ class PhantomBank:
     def __init__(
         self, cohort: Cohort, geometry: Geometry, device: torch.device | str = "cpu", *, workers: int | None = None
     ) -> None:
-        assert isinstance(cohort.source, PhantomSpec)
+        if not isinstance(cohort.source, PhantomSpec):
+            raise InputError(f"The scans of cohort {cohort.name} are real: they are prepared, not made on the fly.")
         self.cohort, self.geometry, self.refused = cohort, geometry, refusals([])
         self.rows = np.arange(len(cohort))
         started = time.perf_counter()
@@ -152,7 +158,8 @@ def _in_order(pool: Executor, make: Callable[[Any], Any], items: Sequence[Any], 
 @lru_cache(maxsize=1)
 def _drawers(count: int) -> ProcessPoolExecutor:
     """Processes that draw random numbers; they stay, because starting them takes seconds."""
-    return ProcessPoolExecutor(count, mp_context=multiprocessing.get_context("spawn"), initializer=_one_thread)
+    context = multiprocessing.get_context("spawn")
+    return ProcessPoolExecutor(count, mp_context=context, initializer=_begin, initargs=(os.getpid(),))
 
 
 def draws_of(spec: PhantomSpec, scans: pd.DataFrame) -> list[Draw]:
@@ -161,8 +168,9 @@ def draws_of(spec: PhantomSpec, scans: pd.DataFrame) -> list[Draw]:
     return [draw(spec, number, int(scan)) for number, scan in zip(numbers, scans["scan"], strict=True)]
 
 
-def _one_thread() -> None:
+def _begin(parent: int) -> None:
     from threadpoolctl import threadpool_limits
 
+    end_with_parent(parent)
     threadpool_limits(1)
     torch.set_num_threads(1)
