@@ -10,7 +10,7 @@ from brainfm_lib.config import load_profile
 from brainfm_lib.reference.plan import Part
 
 NONE = (
-    "No reference run ships with this version. This makes one, and the report reads what it leaves:\n\n"
+    "No reference run ships with this version. This makes one, and puts it where this page finds it:\n\n"
     "```shell\nbrainfm reference my-reference --minutes 25\ncp -r my-reference/results/. book/reference/\n```\n"
 )
 PURPOSES = {"render": "rendering", "train": "training", "judge": "judging"}  # first word of a piece -> part of the plan

@@ -214,7 +214,8 @@ def load_sweep(path: str | Path, *, profile: str | None = None, max_cells: int =
         cell = Cell(stable_hash(parameters, 12), parameters, {**content.parameters, **point})
         cells.setdefault(cell.id, cell)
     name = file.stem if profile is None else f"{file.stem}-{profile}"
-    title, folder = content.title or file.stem, root / "sweeps" / name
+    title = (content.title or file.stem) + (f" ({profile})" if profile is not None else "")
+    folder = root / "sweeps" / name
     return Sweep(name, title, content.question, page, tuple(cells.values()), content.slurm, folder)
 
 
