@@ -74,7 +74,8 @@ def main() -> None:
     arguments = parser.parse_args()
     print(f"# What {arguments.seconds:g} s of training teach, variant by variant (phantom results)\n")
     print(
-        f"Made by `benchmarks/quick_profile.py`; profile `{arguments.profile}`, seed 0, torch {torch.__version__}, "
+        f"Phantom results, made by `benchmarks/quick_profile.py`; profile `{arguments.profile}`, seed 0, "
+        f"torch {torch.__version__}, "
         f"{platform.machine()}, {torch.get_num_threads()} threads. "
         f"One seed: differences of a few per cent mean nothing. Rows are changes to the first one, whose learning rate "
         f"is {BASE['optimiser.lr']:g} for MAE and {BASE['arm_lr']['jepa']:g} for JEPA.\n"

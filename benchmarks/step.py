@@ -307,7 +307,7 @@ def extras(size: Size, device: torch.device, precision: str, rounds: int) -> Non
             share = f"{work / statistics.median(times[name]) / ceiling:.0%}"
         relative = "" if base == name else ratio_text(times[name], times[base])
         median = statistics.median(times[name])
-        rate = f"{size.batch / median:,.3g}"
+        rate = f"{size.batch / median:,.0f}" if size.batch / median > 99 else f"{size.batch / median:.3g}"
         print(f"| {name} | {1e3 * median:,.0f} | {rate} | {base} | {relative} | {share} |", flush=True)
 
 

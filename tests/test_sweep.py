@@ -390,6 +390,7 @@ def test_a_cell_is_what_papermill_makes_and_the_table_names_its_runs(tmp_path: P
     assert best["test"] == pytest.approx(chosen["auroc"].mean()) and best["highest_test"] >= best["test"]
     assert best["validation"] == found.table.groupby("cell")["validation"].mean().max()
     said = pages.summary(found, names).data
+    assert "**Phantom results**: the scans of ad" in said
     assert "Validation subjects pick" in said and "that is no result" in said
     assert len(pages.cells_table(effects.cell_table(found, names), names, "real")) == 2
     assert len(pages.effects_table(main)) == 2

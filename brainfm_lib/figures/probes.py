@@ -142,7 +142,7 @@ def few_shot_curves(draws: Mapping[str, Mapping[str, pd.DataFrame]], titles: Map
         titles: Task -> how to name it.
     """
     if not draws:
-        return nothing("No few-shot run is there; `brainfm probe --protocol fewshot` makes them.")
+        return nothing("No few-shot run is there: brainfm probe --protocol fewshot makes them.")
     figure, axes = panels(len(draws), columns=3, sharey=True)
     for axis, (task, arms) in zip(axes, draws.items()):
         axis.axhline(0.5, color="black", linewidth=1)
@@ -186,7 +186,7 @@ def learning_curves(table: pd.DataFrame, titles: Mapping[str, str] | None = None
                 part["volumes"], part["estimate"], marker(arm), linestyle="-", color=colour(arm), label=title(arm),
                 markersize=4,
             )  # fmt: skip
-        axis.axhline(0.5, color="black", linewidth=1)
+        axis.axhline(0.5, color="black", linewidth=0.8, linestyle=(0, (1, 2)), label="chance")
         axis.set_xscale("log")
         axis.set(xlabel="volumes seen", ylabel="AUROC", title=wrapped((titles or {}).get(str(task)) or str(task), 34))
     legend_below(figure, axes)

@@ -159,10 +159,10 @@ def spectral_loss(
 EPSILON = 1e-6
 
 
-def _compare(
+def log_magnitude_error(
     fa: Tensor, fb: Tensor, scale_a: Tensor, scale_b: Tensor, weights: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Weighted squared difference of log magnitudes, and what its gradient needs.
+    """Weighted squared difference of log magnitudes, summed, and what its gradient needs.
 
     Args:
         fa, fb: (B, 1, D, H, K, 2) spectra, real and imaginary parts.
@@ -183,14 +183,14 @@ def _compare(
     return (weights * difference.square()).sum(), fa * factor.unsqueeze(-1), by_scale
 
 
-_fused = _compare
+_fused = log_magnitude_error
 
 
 def compile_spectral_loss() -> None:
     """Compile the arithmetic between the Fourier transforms: one pass over the spectra instead of a dozen."""
     global _fused
-    if _fused is _compare:
-        _fused = torch.compile(_compare, dynamic=False)
+    if _fused is log_magnitude_error:
+        _fused = torch.compile(log_magnitude_error, dynamic=False)
 
 
 class _LogMagnitude(torch.autograd.Function):

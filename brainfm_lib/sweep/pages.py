@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import pandas as pd
 
+from brainfm_lib.data.manifest import load_manifest
 from brainfm_lib.paths import project_root
 from brainfm_lib.report import about_sweep, sweep_identity
 from brainfm_lib.sweep.effects import Outcomes, best_cell, main_effects
@@ -24,6 +25,7 @@ def summary(found: Outcomes, names: Sequence[str]) -> Words:
     row = found.table[found.table["cell"] == best["cell"]].iloc[0]
     setting = ", ".join(f"{_plain(name)} {row[name]}" for name in names)
     said = [
+        *phantom_results(sorted(found.table["task"].unique())),
         f"{best['cells']} cells on {tasks} task{'s' if tasks > 1 else ''}.",
         f"Validation subjects pick **{setting}** (mean AUROC {best['validation']:.3f}); on test subjects it reaches "
         f"**{best['test']:.3f}** [{best['low']:.3f}, {best['high']:.3f}].",
@@ -39,6 +41,16 @@ def summary(found: Outcomes, names: Sequence[str]) -> Words:
         listed = "; ".join(f"{_plain(r['parameter'])} {r['level']}: {_difference(r)}" for _, r in moved.iterrows())
         said.append(f"Told from the first level, unadjusted: {listed}.")
     return Words("\n\n".join(said))
+
+
+def phantom_results(tasks: Sequence[str]) -> list[str]:
+    """Which of these tasks of the manifest are simulated, said in a sentence, if any is."""
+    known = load_manifest(None)
+    cohorts = {task: known.cohorts[known.tasks[task].cohort].kind for task in tasks if task in known.tasks}
+    simulated = [task for task, kind in cohorts.items() if kind == "phantom"]
+    if not simulated:
+        return []
+    return [f"**Phantom results**: the scans of {', '.join(simulated)} are simulated."]
 
 
 def effects_table(effects: pd.DataFrame) -> pd.DataFrame:
