@@ -135,7 +135,7 @@ def texts_of(file: Path) -> Iterator[str]:
     if suffix == ".parquet":
         yield from _of_table(raw)
         return
-    yield raw.decode("utf-8", errors="replace")
+    yield _but_pixels(raw).decode("utf-8", errors="replace")
     if suffix in (".ipynb", ".json"):
         with suppress(ValueError):  # without the escapes that could hide a name
             yield json.dumps(json.loads(raw), ensure_ascii=False)
@@ -156,6 +156,26 @@ def texts_of(file: Path) -> Iterator[str]:
         with Image.open(io.BytesIO(raw)) as picture:
             notes = [*picture.info.items(), *picture.getexif().items()]
             yield "\n".join(f"{key}: {value}" for key, value in notes)
+
+
+PNG, JPEG, SCAN = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"\xff\xda"
+
+
+def _but_pixels(raw: bytes) -> bytes:
+    """A file without the packed pixels of a picture, in which any word may stand by chance; all else as it is."""
+    if raw.startswith(JPEG):
+        return raw.partition(SCAN)[0]
+    if not raw.startswith(PNG):
+        return raw
+    kept, place = [], len(PNG)
+    while place + 8 <= len(raw):
+        end = place + 12 + int.from_bytes(raw[place : place + 4])
+        if raw[place + 4 : place + 8] != b"IDAT":
+            kept.append(raw[place:end])
+        place = end
+        if kept and kept[-1][4:8] == b"IEND":
+            break
+    return b"\n".join([*kept, raw[place:]])
 
 
 class _Names:

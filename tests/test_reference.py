@@ -82,7 +82,10 @@ def test_killed_in_the_middle_it_goes_on_and_its_results_ship(tmp_path, manifest
     part = planning.load(folder / "state" / "plan.json").parts[0]
     study = Study("tiny", manifest, overrides=part.overrides, progress=False)
     step = snapshot_steps(study.profile.optimiser.steps)[1]
-    for request in ("pretrain:jepa", "probe:mae:ad", "latents:vcr-jepa", "knn:sl-mae:ad", f"probe:mae:ad@step={step}"):
+    wanted = ["pretrain:jepa", "probe:mae:ad", "latents:vcr-jepa", "knn:sl-mae:ad"]
+    if "no learning curve" not in again.stdout:  # time is left for it unless the machine is busy
+        wanted.append(f"probe:mae:ad@step={step}")
+    for request in wanted:
         run = study.optional(request)
         assert run is not None and run.shipped, request
     VisionTransformer3d.from_pretrained(study.run("pretrain:jepa").path / "encoder")

@@ -3,7 +3,9 @@
 import gzip
 import html
 import json
+import struct
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -114,3 +116,28 @@ def test_the_command_names_what_it_finds_and_its_status_says_so(tmp_path: Path) 
     assert done.returncode == 1 and "page.html: a path: /home/jane" in done.stdout
     done = brainfm("scrub", "--check", str(tmp_path / "nowhere"), cwd=tmp_path)
     assert done.returncode == 2 and "no folder" in done.stderr
+
+
+def png(pixels: bytes, note: bytes = b"") -> bytes:
+    """A grey picture whose rows are `pixels`, unfiltered and unpacked, so that they stand in the file as they are."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", len(pixels), 3, 8, 0, 0, 0, 0))
+    rows = chunk(b"IDAT", zlib.compress((b"\0" + pixels) * 3, 0))
+    return b"\x89PNG\r\n\x1a\n" + head + (chunk(b"tEXt", note) if note else b"") + rows + chunk(b"IEND", b"")
+
+
+def test_packed_pixels_are_no_words_but_all_else_in_a_picture_is_read(tmp_path: Path) -> None:
+    file, said = tmp_path / "picture.png", b" x@nn.org "
+    file.write_bytes(png(said))
+    assert said in file.read_bytes() and Image.open(file).load() is not None
+    assert list(look_through(tmp_path)) == []
+    file.write_bytes(png(said) + b"after the end: ann@clinic.org")
+    assert [found.text for found in look_through(tmp_path)] == ["ann@clinic.org"]
+    file.write_bytes(png(said, b"Comment\0bob@clinic.org"))
+    assert [found.text for found in look_through(tmp_path)] == ["bob@clinic.org"]
+    file.unlink()
+    Image.new("L", (8, 8)).save(tmp_path / "picture.jpg", comment=b"eve@clinic.org")
+    assert [found.text for found in look_through(tmp_path)] == ["eve@clinic.org"]
