@@ -274,8 +274,8 @@ def primary_verdicts(test: Run) -> list[str]:
         ends = f"{r['estimate']:+.2f} [{r['low']:+.2f}, {r['high']:+.2f}]"
         if r["verdict"] == "open":
             said = (
-                f"**open**: {gain} changes by {ends} over the dial, which {r['seeds']} seeds cannot tell from 0; they "
-                f"would have seen a slope of {r['detectable']:.2f}"
+                f"**open**: {gain} changes by {ends} over the dial, which {r['seeds']} seeds cannot tell from 0; a "
+                f"slope of {r['detectable']:.2f} would have been found four times in five"
             )
         else:
             said = f"**{r['verdict']}**: {gain} changes by {ends} over the dial (adjusted p {r['p_holm']:.3f})"
@@ -285,7 +285,7 @@ def primary_verdicts(test: Run) -> list[str]:
 
 def causal_units(test: Run) -> str:
     """What the numbers of a causal test are in, and where it was made."""
-    units = "Slopes are in the oracle's d′ over the whole dial; phantom results."
+    units = "Slopes are over the whole dial, in units of the d′ of a probe that is given the latents; phantom results."
     if not test.shipped:
         return units
     made = test.provenance

@@ -151,7 +151,7 @@ def gains_along_dials(gains: pd.DataFrame, slopes: pd.DataFrame, units: Mapping[
             thick = len(chosen) and bool(chosen["primary"].iloc[0])
             axis.plot([0, 1], [start, start + slope], color=shade, linewidth=2.0 if thick else 1.0)
         _dial(axis, dial, units[dial], gains, level=0)
-    axes[0].set_ylabel("gain in d′ (of the oracle's d′)")
+    axes[0].set_ylabel("gain in d′ (of a probe's on the latents)")
     legend_below(figure, axes)
     return figure
 
