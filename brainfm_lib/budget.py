@@ -161,14 +161,17 @@ def seconds_per_step(
     steps: int = 6,
     enough: float = 15.0,
     cpu: bool = False,
+    compile: bool = False,
 ) -> float:
     """Measure one optimiser step on this machine: the median of `steps` after two that do not count.
 
-    Where steps are slow, it is the last one once `enough` seconds have gone by.
+    Steps of the middle of the training, where all terms of the loss count. Where they are slow, it is the last one once
+    `enough` seconds have gone by.
     """
     from brainfm_lib.pretrain import Trainer
 
-    trainer = Trainer(config, volumes, volumes[:0], folder, cpu=cpu)
+    trainer = Trainer(config, volumes, volumes[:0], folder, cpu=cpu, compile=compile)
+    trainer.step = config.optimiser.steps // 2
     rows = batch_rows(len(volumes), config.optimiser.batch_size, config.seed)
     times = []
     for _ in range(steps + 2):

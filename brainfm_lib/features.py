@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from brainfm_lib.data.augment import zscore
-from brainfm_lib.data.storage import LEVELS
+from brainfm_lib.data.batches import scaled
 from brainfm_lib.device import autocast, best_device
 from brainfm_lib.errors import InputError
 from brainfm_lib.models import VisionTransformer3d
@@ -41,8 +41,7 @@ def read_onto(volumes: VolumeReader, rows: Sequence[int], device: torch.device) 
     """Rows (B,) -> (B, D, H, W) float32 in [0, 1] on the device; from a bank that is there without a way round."""
     take = getattr(volumes, "on_device", None)
     if take is not None:
-        chosen = take(rows).to(device)
-        return chosen.float() / LEVELS if chosen.dtype == torch.uint8 else chosen.float()
+        return scaled(take(rows).to(device))
     return torch.from_numpy(np.ascontiguousarray(volumes.read(rows))).to(device)
 
 

@@ -1,13 +1,16 @@
-"""Processes that help a longer work: they end with it, however it ends."""
+"""Helpers of a longer work, threads and processes: asked in order, and ended with it, however it ends."""
 
 from __future__ import annotations
 
 import os
 import threading
 import time
-from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Executor, ProcessPoolExecutor
 from contextlib import contextmanager
+from itertools import islice
+from typing import Any
 
 LOOKED = 1.0  # seconds between two looks at whether the parent is there
 
@@ -25,6 +28,15 @@ def end_with_parent(parent: int) -> None:
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
+
+
+def in_order(pool: Executor, make: Callable[[Any], Any], items: Iterable[Any], ahead: int) -> Iterator[Any]:
+    """What `pool` makes of items, in their order, at most `ahead` of them before they are asked for."""
+    left = iter(items)
+    waiting = deque(pool.submit(make, item) for item in islice(left, ahead))
+    while waiting:
+        yield waiting.popleft().result()
+        waiting.extend(pool.submit(make, item) for item in islice(left, 1))
 
 
 @contextmanager

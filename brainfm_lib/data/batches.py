@@ -69,8 +69,7 @@ class Batches:
             chosen = self.resident[send(torch.from_numpy(rows), self.device)]
         else:
             chosen = send(torch.from_numpy(self._read(rows)), self.device)
-        scaled = chosen.unsqueeze(1).float()
-        return scaled / LEVELS if chosen.dtype == torch.uint8 else scaled
+        return scaled(chosen).unsqueeze(1)
 
     def read_ahead(self, rows: np.ndarray) -> None:
         """Begin to read a batch that will be asked for next; nothing to do where all are in memory."""
@@ -80,6 +79,11 @@ class Batches:
     def _read(self, rows: np.ndarray) -> np.ndarray:
         begun = self.ahead.pop(rows.tobytes(), None)
         return begun.result() if begun is not None else np.ascontiguousarray(self.volumes[rows])
+
+
+def scaled(stored: Tensor) -> Tensor:
+    """Volumes as they are stored -> float32 in [0, 1], on their device; `storage.as_float` of tensors."""
+    return stored.float() / LEVELS if stored.dtype == torch.uint8 else stored.float()
 
 
 def free_memory() -> float:

@@ -6,9 +6,8 @@ import base64
 import json
 import os
 import zlib
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -27,6 +26,7 @@ from brainfm_lib.errors import InputError, RefusedScan
 from brainfm_lib.identity import code_digest, stable_hash, write_atomic
 from brainfm_lib.integrity import read_table, set_aside, write_table
 from brainfm_lib.paths import store_dir
+from brainfm_lib.processes import in_order
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -321,14 +321,13 @@ def _finished(volume: np.ndarray, info: dict[str, Any], geometry: Geometry) -> t
 def _phantoms(cohort: Cohort, geometry: Geometry) -> Iterator[tuple[int, Any]]:
     """Render phantoms, a few at a time in threads that compute on one core each, in order of their ancestor."""
     from brainfm_lib.data.phantom import PhantomSpec, render
-    from brainfm_lib.data.phantom.cohort import draw_ancestor
+    from brainfm_lib.data.phantom.cohort import draw_ancestor, numbers_of
     from brainfm_lib.data.phantom.rendering import single_threaded
 
     spec = cohort.source
     assert isinstance(spec, PhantomSpec)
 
-    numbers = cohort.scans["subject_id"].str.rsplit("-", n=1).str[-1].astype(int)
-    order = np.argsort([draw_ancestor(spec, number) for number in numbers], kind="stable")
+    order = np.argsort([draw_ancestor(spec, number) for number in numbers_of(cohort.scans)], kind="stable")
 
     def batch(start: int) -> Any:
         volumes = render(spec, cohort.scans.iloc[order[start : start + PHANTOM_BATCH]], geometry).numpy()
@@ -363,15 +362,8 @@ def _in_order(work: Callable[[int], Any], items: Sequence[int]) -> Iterator[tupl
     """(item, work(item)) for all items, made in threads; only a few are in flight, because volumes are large."""
     workers = min(WORKERS, os.cpu_count() or 1)
     with ThreadPoolExecutor(workers) as pool:
-        waiting: deque[tuple[int, Future[Any]]] = deque()
         try:
-            for item in items:
-                waiting.append((item, pool.submit(work, item)))
-                if len(waiting) > 2 * workers:
-                    first, future = waiting.popleft()
-                    yield first, future.result()
-            for first, future in waiting:
-                yield first, future.result()
+            yield from zip(items, in_order(pool, work, items, 2 * workers + 1))
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 

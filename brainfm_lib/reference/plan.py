@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from threadpoolctl import threadpool_limits
 
+from brainfm_lib.budget import seconds_per_step
 from brainfm_lib.data.batches import free_memory
 from brainfm_lib.data.manifest import PhantomCohort, load_manifest
 from brainfm_lib.data.phantom.bank import PhantomBank
@@ -43,6 +44,7 @@ JUDGED_SUBJECTS = 1000  # of each cohort that tasks are asked of, at most
 STARTING = 20.0  # seconds in which processes that fit probes start
 TIMED_SCANS = {"cpu": 16, "cuda": 512}  # rendered to see how long that takes
 MEMORY_SHARE = 0.8  # of the memory that training leaves, at most, for banks
+TIMED = 7  # steps, the first two of which do not count
 LONGEST = 6.0  # seconds that timing an arm in whole batches may take, or else two volumes a batch have to do
 
 
@@ -281,28 +283,18 @@ def measure(
 
 def _trained(config: PretrainConfig, bank: PhantomBank, *, cpu: bool, compiled: bool) -> float:
     """Volumes a second of an arm: of whole batches, unless two volumes have shown that these take too long."""
-    from brainfm_lib.data.batches import batch_rows
-    from brainfm_lib.pretrain import Trainer
-
     whole = config.optimiser.batch_size
-    rate = 0.0
-    for size, warm, timed in ((2, 1, 1), (whole, 3, 4)):
-        if rate and (whole / rate) * (warm + timed) > LONGEST:
-            break
-        smaller = dataclasses.replace(config, optimiser=dataclasses.replace(config.optimiser, batch_size=size))
-        with tempfile.TemporaryDirectory() as folder:
-            fast = compiled and size == whole
-            trainer = Trainer(smaller, bank, bank.select(range(2)), Path(folder), cpu=cpu, compile=fast, graphs=fast)
-            trainer.step = config.optimiser.steps // 2  # all terms of the loss count there
-            rows = batch_rows(len(bank), size, 0)
-            for number in range(warm + timed):
-                if number == warm:
-                    _wait(trainer.device)
-                    started = time.perf_counter()
-                trainer.train_step(next(rows))
-            _wait(trainer.device)
-        rate = size * timed / (time.perf_counter() - started)
-    return rate
+    small = min(2, whole)
+    rate = small / _step_seconds(config, bank, small, cpu=cpu, compile=False)
+    if TIMED * whole / rate > LONGEST:
+        return rate
+    return whole / _step_seconds(config, bank, whole, cpu=cpu, compile=compiled)
+
+
+def _step_seconds(config: PretrainConfig, bank: PhantomBank, size: int, **trainer: bool) -> float:
+    sized = dataclasses.replace(config, optimiser=dataclasses.replace(config.optimiser, batch_size=size))
+    with tempfile.TemporaryDirectory() as folder:
+        return seconds_per_step(sized, bank, Path(folder), steps=TIMED - 2, **trainer)
 
 
 def bank_device(device: torch.device) -> torch.device:
@@ -326,8 +318,3 @@ def _probe_seconds(study: Study, width: int) -> float:
         started = time.perf_counter()
         linear_probe(features, table)
         return time.perf_counter() - started
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize()

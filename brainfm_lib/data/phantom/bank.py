@@ -5,11 +5,9 @@ from __future__ import annotations
 import multiprocessing
 import os
 import time
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from functools import lru_cache, partial
-from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,13 +16,13 @@ import torch
 from torch import Tensor
 
 from brainfm_lib.data.geometry import Geometry
-from brainfm_lib.data.phantom.cohort import PhantomSpec
+from brainfm_lib.data.phantom.cohort import PhantomSpec, numbers_of
 from brainfm_lib.data.phantom.draws import Draw, draw
 from brainfm_lib.data.phantom.rendering import GPU_STEP, render, render_draws, single_threaded
 from brainfm_lib.data.storage import LEVELS, as_float
 from brainfm_lib.data.tables import refusals
 from brainfm_lib.errors import InputError
-from brainfm_lib.processes import end_with_parent
+from brainfm_lib.processes import end_with_parent, in_order
 
 if TYPE_CHECKING:
     from brainfm_lib.data.cohort import Cohort
@@ -135,24 +133,15 @@ def rendered(
     if place.type == "cpu" and count:
         render(spec, scans.iloc[:1], geometry)  # reads what all scans share, once, before the threads
         with single_threaded(), ThreadPoolExecutor(count) as pool:
-            made = _in_order(pool, lambda batch: render(spec, batch, geometry), batches, count)
+            made = in_order(pool, lambda batch: render(spec, batch, geometry), batches, count)
             yield from ((number * GPU_STEP, volumes) for number, volumes in enumerate(made))
     elif spec.ancestors or not count:
         for number, batch in enumerate(batches):
             yield number * GPU_STEP, render(spec, batch, geometry, place)
     else:
-        drawn = _in_order(_drawers(count), partial(draws_of, spec), batches, AHEAD * count)
+        drawn = in_order(_drawers(count), partial(draws_of, spec), batches, AHEAD * count)
         for number, draws in enumerate(drawn):
             yield number * GPU_STEP, render_draws(draws, geometry, str(place))
-
-
-def _in_order(pool: Executor, make: Callable[[Any], Any], items: Sequence[Any], ahead: int) -> Iterator[Any]:
-    """What `pool` makes of items, in their order, at most `ahead` of them before they are asked for."""
-    left = iter(items)
-    waiting = deque(pool.submit(make, item) for item in islice(left, ahead))
-    while waiting:
-        yield waiting.popleft().result()
-        waiting.extend(pool.submit(make, item) for item in islice(left, 1))
 
 
 @lru_cache(maxsize=1)
@@ -164,8 +153,7 @@ def _drawers(count: int) -> ProcessPoolExecutor:
 
 def draws_of(spec: PhantomSpec, scans: pd.DataFrame) -> list[Draw]:
     """All random numbers of these scans."""
-    numbers = [int(str(name).rsplit("-", 1)[-1]) for name in scans["subject_id"]]
-    return [draw(spec, number, int(scan)) for number, scan in zip(numbers, scans["scan"], strict=True)]
+    return [draw(spec, number, int(scan)) for number, scan in zip(numbers_of(scans), scans["scan"], strict=True)]
 
 
 def _begin(parent: int) -> None:

@@ -119,6 +119,11 @@ def draw_contrast(spec: PhantomSpec, subject: int, scan: int) -> str:
     return spec.contrasts[int(generator(spec, "contrast", subject, scan).integers(len(spec.contrasts)))]
 
 
+def numbers_of(scans: pd.DataFrame) -> list[int]:
+    """Numbers of the subjects of rows of `describe`, from their names."""
+    return [int(str(name).rsplit("-", 1)[-1]) for name in scans["subject_id"]]
+
+
 def draw_ancestor(spec: PhantomSpec, subject: int) -> str:
     """File of labels that the subject descends from, "" for the average brain."""
     if not spec.ancestors:

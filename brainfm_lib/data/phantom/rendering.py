@@ -18,7 +18,7 @@ from brainfm_lib.data.geometry import Geometry
 from brainfm_lib.data.noise import white_noise
 from brainfm_lib.data.phantom import dials, imaging
 from brainfm_lib.data.phantom.anatomy import CHANNELS
-from brainfm_lib.data.phantom.cohort import PhantomSpec, draw_ancestor
+from brainfm_lib.data.phantom.cohort import PhantomSpec, draw_ancestor, numbers_of
 from brainfm_lib.data.phantom.deform import CENTRE, NODE_SPACING, exponentiate, sample, sample_nodes
 from brainfm_lib.data.phantom.draws import SIZES, Draw, draw
 from brainfm_lib.data.phantom.lesion import compartments
@@ -288,7 +288,7 @@ def render(
         (B, D, H, W) float32: background exactly 0, brain in [0.001, 1] between its 1st and 99th percentiles.
     """
     place = str(torch.device(device))
-    numbers = [int(str(name).rsplit("-", 1)[-1]) for name in scans["subject_id"]]
+    numbers = numbers_of(scans)
     wanted = list(zip(numbers, (int(scan) for scan in scans["scan"]), strict=True))
     families: dict[str, list[int]] = {}
     for row, number in enumerate(numbers):
