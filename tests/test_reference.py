@@ -19,7 +19,7 @@ from brainfm_lib.checkpoint import snapshot_steps
 from brainfm_lib.errors import InputError
 from brainfm_lib.models import VisionTransformer3d
 from brainfm_lib.objectives import ARMS
-from brainfm_lib.reference import collect, work
+from brainfm_lib.reference import collect, sitting, work
 from brainfm_lib.reference import plan as planning
 from brainfm_lib.reference.collect import busy_share
 from brainfm_lib.study import Study
@@ -185,12 +185,12 @@ def test_an_encoder_in_the_middle_of_its_training_is_a_run_like_any_other(manife
 
 
 def test_a_kill_loses_no_more_of_the_time_spent_than_a_tick(tmp_path, monkeypatch):
-    monkeypatch.setattr(work, "TICK", 0.05)
-    with work.Clock(tmp_path / "spent.json", 10.0) as clock, clock.piece("train"):
+    monkeypatch.setattr(sitting, "TICK", 0.05)
+    with sitting.Clock(tmp_path / "spent.json", 10.0) as clock, clock.piece("train"):
         time.sleep(0.5)
         noted = json.loads((tmp_path / "spent.json").read_text())["seconds"]
     assert noted > 0.3
-    again = work.Clock(tmp_path / "spent.json", 10.0)
+    again = sitting.Clock(tmp_path / "spent.json", 10.0)
     assert again.spent >= clock.spent - 0.1 and 590 < again.left < 600
     assert [piece["what"] for piece in again.log] == ["train"]
 

@@ -18,7 +18,7 @@ from brainfm_lib.reference.plan import Plan
 from brainfm_lib.runs import PROVENANCE, Run
 
 if TYPE_CHECKING:
-    from brainfm_lib.reference.work import Clock
+    from brainfm_lib.reference.sitting import Clock
 
 LARGEST = 8 * 2**20  # bytes of one file that ships
 LEFT_OUT = ("snapshots",)  # of a run's files, what never ships
