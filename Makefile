@@ -10,7 +10,7 @@ TORCH_INDEX ?=
 VENV := .venv
 STAMP := $(VENV)/.brainfm-installed
 AXE := $(VENV)/node_modules/axe-core
-TORCH := $(shell sed -n 's/^torch==/torch==/p' constraints.txt)
+TORCH := $(shell sed -n 's/^torch==/torch==/p' constraints-hashed.txt)
 
 # Compiled modules must be kept: without them every kernel spends twice the time on imports.
 unexport PYTHONDONTWRITEBYTECODE
@@ -21,7 +21,7 @@ export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
 install: $(STAMP)
 
-$(STAMP): pyproject.toml constraints.txt
+$(STAMP): pyproject.toml constraints-hashed.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "Python 3.11 or newer is needed; name one with: make PYTHON=python3.12"; exit 1; }
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
@@ -29,7 +29,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@if [ -n "$(TORCH_INDEX)" ]; then set -x; $(VENV)/bin/uv pip install --python $(VENV)/bin/python \
 	  --index-url "$(TORCH_INDEX)" "$(TORCH)"; fi
 	UV_FIND_LINKS="$${UV_FIND_LINKS:-$${PIP_FIND_LINKS:-}}" $(VENV)/bin/uv pip install --compile-bytecode \
-	  --python $(VENV)/bin/python -c constraints.txt -e '.[dev]'
+	  --python $(VENV)/bin/python -c constraints-hashed.txt -e '.[dev]'
 	@touch $@
 
 book: $(STAMP)

@@ -48,6 +48,16 @@ def test_no_pin_is_bound_to_one_kind_of_machine() -> None:
         assert all("+" not in str(entry.specifier) for entry in entries), name
 
 
+def test_every_file_that_make_installs_has_a_hash_but_torch() -> None:
+    lines = (ROOT / "constraints-hashed.txt").read_text().replace(" \\\n", " ").splitlines()
+    words = [line.split("    --hash=sha256:") for line in lines if not line.startswith("#")]
+    plain = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
+    assert [found[0].strip() for found in words] == plain
+    assert [found[0].split("==")[0] for found in words if len(found) == 1] == ["torch"]
+    assert all(re.fullmatch("[0-9a-f]{64}", digest.strip()) for found in words for digest in found[1:])
+    assert "-c constraints-hashed.txt -e" in (ROOT / "Makefile").read_text()
+
+
 def test_licence_is_mit_everywhere() -> None:
     assert (ROOT / "LICENSE").read_text().startswith("MIT License")
     assert PROJECT["license"] == "MIT"
