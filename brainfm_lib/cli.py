@@ -161,7 +161,9 @@ def pretrain(
 
 @app.command()
 def probe(
-    protocol: Annotated[str, typer.Option(help="linear, attentive, knn, fewshot, splits or finetune.")] = "linear",
+    protocol: Annotated[
+        str, typer.Option(help="linear, attentive, knn, fewshot, splits, finetune or curve.")
+    ] = "linear",
     profile: ProfileOption = "quick",
     objective: ObjectiveOption = "all",
     manifest: ManifestOption = None,

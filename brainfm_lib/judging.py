@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pandas as pd
 
-from brainfm_lib.comparison import compare, compared, encoders
+from brainfm_lib.comparison import compare, compared, encoders, trained_arms
 from brainfm_lib.errors import InputError
 from brainfm_lib.identity import write_atomic
+from brainfm_lib.learning import curve_requests, curve_tasks
 from brainfm_lib.runs import Run, get_run
 from brainfm_lib.study import Study
 from brainfm_lib.verdict import CNN, METRIC
@@ -19,6 +20,7 @@ KINDS = {
     "fewshot": "fewshot",
     "splits": "resplit",
     "finetune": "finetune",
+    "curve": "probe",
 }
 
 
@@ -42,8 +44,15 @@ def judge(study: Study, protocol: str, tasks: Sequence[str] | None = None, table
         study.task_table(task)  # says which tasks there are
     study.refuse_leaks(tasks)
     kind, found = KINDS[protocol], []
-    for task in tasks or study.tasks:
+    for task in tasks or (curve_tasks(study) if protocol == "curve" else study.tasks):
         for arm in asked_of(study, protocol):
+            if protocol == "curve":
+                for volumes, request in curve_requests(study, arm, task).items():
+                    run = study.run(request)
+                    point = {"arm": arm, "task": task, "seed": study.seed, "volumes": volumes, "run": run.id}
+                    found.append(run.table("results").assign(**point))
+                    yield f"{task:<16} {arm:<14} after {volumes:>9,} volumes {_area(run)}  {run.id}"
+                continue
             try:
                 run = study.run(f"{kind}:{arm}:{task}")
             except InputError as error:
@@ -84,6 +93,8 @@ def asked_of(study: Study, protocol: str) -> tuple[str, ...]:
     """Rows that a protocol can be asked of: weights, whatever gives features, or controls as well."""
     if protocol == "finetune":
         return (CNN, *encoders(study))
+    if protocol == "curve":
+        return trained_arms(study)
     return encoders(study) if protocol == "attentive" else compared(study)
 
 

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from brainfm_lib.checkpoint import snapshot_steps
-from brainfm_lib.comparison import trained_arms
+from brainfm_lib.comparison import finetune_tasks, trained_arms
 from brainfm_lib.snapshot import NothingKept
 from brainfm_lib.verdict import CONTROL, METRIC, RAW_VOXELS
 
 if TYPE_CHECKING:
+    from brainfm_lib.runs import Run
     from brainfm_lib.study import Study
 
 CONTROLS = (RAW_VOXELS, CONTROL)
@@ -22,29 +23,40 @@ def curve_tasks(study: Study) -> list[str]:
     return [task for task in study.tasks if "split" in study.task_table(task)]
 
 
+def curve_requests(study: Study, arm: str, task: str) -> dict[int, str]:
+    """Volumes seen -> the request of the probe of an encoder that had seen as many; the finished one last."""
+    optimiser = study.profile.pretraining(arm, study.seed).optimiser
+    requests = {step: f"probe:{arm}:{task}@step={step}" for step in snapshot_steps(optimiser.steps)}
+    requests[optimiser.steps] = f"probe:{arm}:{task}"
+    return {step * optimiser.batch_size: request for step, request in requests.items()}
+
+
 def learning_table(study: Study) -> pd.DataFrame:
-    """AUROC of linear probes on test subjects against the volumes that an encoder had seen; missing ones are made.
+    """AUROC of linear probes on test subjects against the volumes that an encoder had seen.
+
+    What is missing is made for the tasks that are fine-tuned on; the others are there where somebody has made them.
 
     Returns:
         task, arm, volumes (0 for the controls, which see none), estimate, low, high.
     """
     rows = []
     for task in curve_tasks(study):
-        for arm in CONTROLS:
-            rows.append({"task": task, "arm": arm, "volumes": 0, **_reached(study, f"probe:{arm}:{task}")})
+        ask = study.run if task in finetune_tasks(study) else study.optional
+        found = []
         for arm in trained_arms(study):
-            optimiser = study.profile.pretraining(arm, study.seed).optimiser
-            requests = {step: f"probe:{arm}:{task}@step={step}" for step in snapshot_steps(optimiser.steps)}
-            requests[optimiser.steps] = f"probe:{arm}:{task}"
-            for step, request in requests.items():
+            for volumes, request in curve_requests(study, arm, task).items():
                 try:
-                    reached = _reached(study, request)
+                    run = ask(request)
                 except NothingKept:  # a run that ships has no models of the middle; it may have what they reached
                     continue
-                rows.append({"task": task, "arm": arm, "volumes": step * optimiser.batch_size, **reached})
+                if run is not None:
+                    found.append({"task": task, "arm": arm, "volumes": volumes, **_reached(run)})
+        if len({row["volumes"] for row in found}) > 1:  # the finished encoders alone are no curve
+            controls = {arm: study.run(f"probe:{arm}:{task}") for arm in CONTROLS}
+            rows += [{"task": task, "arm": arm, "volumes": 0, **_reached(run)} for arm, run in controls.items()] + found
     return pd.DataFrame(rows, columns=["task", "arm", "volumes", "estimate", "low", "high"])
 
 
-def _reached(study: Study, request: str) -> dict[str, float]:
-    row = study.run(request).table("results").set_index("metric").loc[METRIC]
+def _reached(run: Run) -> dict[str, float]:
+    row = run.table("results").set_index("metric").loc[METRIC]
     return {name: float(row[name]) for name in ("estimate", "low", "high")}

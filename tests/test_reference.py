@@ -17,6 +17,8 @@ from hypothesis import strategies as st
 
 from brainfm_lib.checkpoint import snapshot_steps
 from brainfm_lib.errors import InputError
+from brainfm_lib.judging import judge
+from brainfm_lib.learning import curve_tasks, learning_table
 from brainfm_lib.models import VisionTransformer3d
 from brainfm_lib.objectives import ARMS
 from brainfm_lib.reference import collect, sitting, work
@@ -182,6 +184,23 @@ def test_an_encoder_in_the_middle_of_its_training_is_a_run_like_any_other(manife
     assert study.optional(f"probe:jepa:ad@step={step}") is None
     with pytest.raises(InputError, match="No model was kept after step 5"):
         study.variant("pretrain:jepa", "step=5").run("pretrain:jepa")
+
+
+def test_a_learning_curve_is_made_when_asked_for_and_shown_where_it_is_there(manifest, tmp_path):
+    asked = {"evaluation.finetune_tasks": (), "evaluation.cross_validate_below": 10}
+    study = Study("tiny", manifest, objective="mae", overrides=asked, progress=False)
+    assert curve_tasks(study)[0] == "ad"
+    assert learning_table(study).empty
+    lines = list(judge(study, "curve", ["ad"], table=tmp_path / "curve.csv"))
+    steps = [*snapshot_steps(study.profile.optimiser.steps), study.profile.optimiser.steps]
+    assert len(lines) == len(steps) + 1
+    shown, written = learning_table(study), pd.read_csv(tmp_path / "curve.csv").query("metric == 'auroc'")
+    assert set(shown["task"]) == {"ad"} and set(shown["arm"][shown["volumes"] == 0]) == {"raw-voxels", "random-init"}
+    points = shown[shown["volumes"] > 0]
+    assert points["volumes"].tolist() == [step * study.profile.optimiser.batch_size for step in steps]
+    assert points["estimate"].tolist() == pytest.approx(written["estimate"].tolist())
+    kept = Study("tiny", manifest, objective="mae", overrides={**asked, "evaluation.finetune_tasks": ("ad",)})
+    assert learning_table(kept).equals(shown)
 
 
 def test_a_kill_loses_no_more_of_the_time_spent_than_a_tick(tmp_path, monkeypatch):

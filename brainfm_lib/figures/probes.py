@@ -174,7 +174,7 @@ def learning_curves(table: pd.DataFrame, titles: Mapping[str, str] | None = None
         titles: Task -> how to name it.
     """
     if table.empty:
-        return nothing("No task has test subjects of its own: there is no curve.")
+        return nothing("No encoder of the middle of a training was judged: there is no curve.")
     figure, axes = panels(table["task"].nunique(), columns=3, sharey=True)
     for axis, (task, rows) in zip(axes, table.groupby("task", sort=False)):
         seen = rows[rows["volumes"] > 0]
