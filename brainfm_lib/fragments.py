@@ -34,6 +34,7 @@ def write_all(root: Path, *, profile: str | None = None, tables: Tables | None =
     for name, text in measured(root).items():
         report.write_text(root / "book" / "chapters" / f"_bench_{name}.md", text)
     write_reference(root)
+    write_settings(root, profile)
     recorded = {page.name: json.loads(page.beside(".result.json").read_text())["runs"] for page in pages}
     write_causal(root, recorded.get(CAUSAL_NOTEBOOK, {}))
     target = root / "book" / "chapters" / "_headline.md"
@@ -57,6 +58,19 @@ def write_reference(root: Path) -> None:
     report.write_text(root / "book" / "chapters" / "_reference.md", told(summary))
 
 
+def write_settings(root: Path, profile: str) -> None:
+    """Write the settings of the profile that the report is built with, and the table of all profiles."""
+    from brainfm_lib.settings import profile_table, settings_of
+
+    book, pages = root / "book", report.find_pages(root)
+    given = report.profile_parameters(root, profile, pages)
+    named = sorted({str(values["profile"]) for values in given.values() if "profile" in values})
+    if (book / "method.md").is_file() and named:
+        report.write_text(book / "chapters" / "_settings.md", "\n".join(map(settings_of, named)))
+    if (book / "your_data.md").is_file():
+        report.write_text(book / "chapters" / "_profiles.md", profile_table())
+
+
 def write_causal(root: Path, runs: Mapping[str, str]) -> None:
     """Write the verdicts of the causal test that its page read, or that there is none, where that has changed.
 
@@ -71,12 +85,12 @@ def write_causal(root: Path, runs: Mapping[str, str]) -> None:
         return
     said = "The claim has not been tested: `brainfm causal` does it."
     if name:
-        from brainfm_lib.notes import causal_units, primary_verdicts
+        from brainfm_lib.notes import causal_units, levels_said, primary_verdicts
         from brainfm_lib.runs import get_run
 
         with report.rooted(root):
             test = get_run(name)
-            said = "\n".join([*primary_verdicts(test), "", causal_units(test)])
+            said = "\n".join([*primary_verdicts(test), "", *(f"{s}\n" for s in levels_said(test)), causal_units(test)])
     report.write_text(target, f"{said}\n\n{mark}\n")
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import pandas as pd
@@ -13,7 +13,7 @@ from brainfm_lib.figures.style import title
 from brainfm_lib.matching import unmatched
 from brainfm_lib.structure import ordering
 from brainfm_lib.tables.style import DECIDED
-from brainfm_lib.verdict import CNN, NUISANCE, REGULARISED, SHUFFLED, TRANSDUCTIVE, rule, verdicts
+from brainfm_lib.verdict import CNN, CONTROL, NUISANCE, RAW_VOXELS, REGULARISED, SHUFFLED, TRANSDUCTIVE, rule, verdicts
 from brainfm_lib.words import Words
 
 if TYPE_CHECKING:
@@ -46,8 +46,8 @@ def study_note(study: Study) -> Words:
     parts = []
     if phantom:
         parts.append(
-            f"**Phantom data.** The scans of {_list(phantom)} are simulated: real anatomy, made-up pathology. Results "
-            "on them test the methods and say nothing about a disease."
+            f"**Phantom data.** The scans of {_list(phantom)} are simulated: anatomy bent from a template, made-up "
+            "pathology. Results on them test the methods and say nothing about a disease."
         )
     if real:
         parts.append(f"**Real scans**: {_list([_cohort(study, name) for name in real])}.")
@@ -103,7 +103,13 @@ def error_note(errors: pd.DataFrame) -> Words:
         sentences.append(f"{name} {' and '.join(said)}")
     if not sentences:
         return Words("No arm that is shown here predicts hidden voxels.")
-    return Words("; ".join(sentences) + ". (A paired 95 % interval over held-out subjects that excludes zero decides.)")
+    text = "; ".join(sentences) + ". (A paired 95 % interval over held-out subjects that excludes zero decides.)"
+    if not (errors.loc[errors["baseline"] == PREDICTORS[-1], "high"] < 0).any():
+        text += (
+            f" No arm beats {THROUGH[PREDICTORS[-1]]}: where a probe finds no difference between encoders further on, "
+            "they may simply not have been trained for long enough."
+        )
+    return Words(text)
 
 
 def explained_note(explained: pd.DataFrame) -> Words:
@@ -211,9 +217,12 @@ def trials_note(trials: pd.DataFrame, arms: Sequence[str]) -> Words:
     same = "the same number" if counts.nunique() == 1 else "**not the same number**"
     said = "each arm has the best of them" if not worse else f"**{_list(worse)} could have a better one**"
     source = " These trials ship with the project; `brainfm tune` makes them anew." if trials["shipped"].any() else ""
+    ends = trials.groupby("arm")["lr"].agg(["min", "max"]).stack().reset_index(name="lr")[["arm", "lr"]]
+    edge = [title(arm) for arm in best.merge(ends)["arm"].unique()]
+    beyond = f" The best of {_list(edge)} is an outermost one: one beyond it may be better still." if edge else ""
     return Words(
         f"Each rate is judged by the linear probe's AUROC over validation subjects, averaged over tasks; of {same} of "
-        f"rates tried for each arm, {said}. No test subject is looked at.{source}"
+        f"rates tried for each arm, {said}. No test subject is looked at.{beyond}{source}"
     )
 
 
@@ -244,6 +253,24 @@ def chance_note(results: pd.DataFrame) -> Words:
     return Words(f"{said} {verb} above chance ({rule}){': ' + listed if len(sure) else ''}.")
 
 
+def earned_note(differences: pd.DataFrame, protocol: str = "linear") -> Words:
+    """On which tasks an arm beats both the untrained encoder and raw voxels, after Holm's adjustment.
+
+    Args:
+        differences: From `brainfm_lib.comparison.paired_differences`.
+        protocol: Whose rows are looked at.
+    """
+    rows = differences[(differences["protocol"] == protocol) & differences["baseline"].isin([CONTROL, RAW_VOXELS])]
+    won = rows[(rows["estimate"] > 0) & (rows["p_holm"] < DECIDED)].groupby(["arm", "task"], sort=False).size()
+    both = won[won == 2].reset_index()
+    if rows.empty:
+        return Words("Nothing was compared with the controls.")
+    if both.empty:
+        return Words("No arm beats both the untrained encoder and raw voxels, on any task.")
+    said = [f"{title(arm)} on {_list(list(found['task']))}" for arm, found in both.groupby("arm", sort=False)]
+    return Words(f"Both the untrained encoder and raw voxels are beaten by {_list(said)}.")
+
+
 def causal_note(study: Study, test: Run | None) -> Words:
     """What came out of the causal test, or what has to be run before it can be said.
 
@@ -263,7 +290,28 @@ def causal_note(study: Study, test: Run | None) -> Words:
     for _, r in test.table("twins").iterrows():
         said = "equals it to the last bit" if r["equal"] else "**differs from it: this comparison is not clean**"
         parts.append(f"- {title(r['arm'])} with the weight 0 and its plain arm: the encoder {said}.")
-    return Words("\n".join(parts) + f"\n\n{causal_units(test)}")
+    parts += [f"- {said}" for said in levels_said(test)]
+    tested = (study.task_table(causal.DIALS["frequency"].settings[0])["split"] == "test").sum()
+    return Words("\n".join(parts) + f"\n\n{causal_units(test)} Every setting is tested on {tested} subjects.")
+
+
+def levels_said(test: Run) -> Iterator[str]:
+    """What slopes do not say: whether gains are gains at all, how large, and where arms stand beside the controls."""
+    gains, levels = test.table("gains"), test.table("levels")
+    for (dial, arm, baseline), rows in gains.groupby(["dial", "arm", "baseline"], sort=False):
+        if causal.DIALS[dial].arm == arm:
+            below = int((rows["gain"] < 0).sum())
+            yield (
+                f"Whatever its slope, the gain of {title(arm)} over {title(baseline)} along `{dial}` is "
+                f"{rows['gain'].mean():+.2f} on average, and below 0 in {below} of {len(rows)} settings and seeds; it "
+                f"lies between {rows['gain'].min():+.2f} and {rows['gain'].max():+.2f}."
+            )
+    wide = levels.pivot_table(index=["dial", "value"], columns="arm", values="auroc")
+    for control in (RAW_VOXELS, CONTROL):
+        arms = [arm for arm in causal.PAIRED if {arm, control} <= set(wide)]
+        said = [f"{title(arm)} in {(wide[arm] < wide[control]).sum()}" for arm in arms]
+        if said:
+            yield f"Of {len(wide)} settings, an arm's AUROC is below that of {title(control)}: {_list(said)}."
 
 
 def primary_verdicts(test: Run) -> list[str]:
@@ -290,6 +338,8 @@ def causal_units(test: Run) -> str:
         return units
     made = test.provenance
     shipped = f"made on {made['finished'][:10]} by version {made['versions']['brainfm_lib']}"
+    if made.get("commit"):
+        shipped += f", commit `{made['commit'][:10]}`"
     return f"{units} Shipped with the report: {shipped}."
 
 
@@ -303,7 +353,12 @@ def ordering_note(measured: pd.DataFrame) -> Words:
         return Words("No setting has been looked into yet.")
     names = {"frequency": "reliance on high frequencies", "dimension": "discriminative dimension"}
     said = [f"{names[dial]} and dial: {rho:.2f}" for dial, rho in ordering(measured).items()]
-    return Words(f"Spearman's correlation of {'; of '.join(said)}.")
+    ends = [
+        f"the measured {names[dial]} runs from {rows['estimate'].min():.2g} to {rows['estimate'].max():.2g} where the "
+        f"dial goes from {rows['value'].min():g} to {rows['value'].max():g}"
+        for dial, rows in measured.groupby("dial", sort=False)
+    ]
+    return Words(f"Spearman's correlation of {'; of '.join(said)}. That is about order alone: {'; '.join(ends)}.")
 
 
 def _wavelength(frequency: float) -> str:

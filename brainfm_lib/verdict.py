@@ -99,9 +99,20 @@ def _against(baseline: str, plain: pd.DataFrame, paired: pd.DataFrame, protocol:
     if not said:
         who = "no arm" if baseline in (CONTROL, RAW_VOXELS) else ", ".join(f"**{arm}**" for arm in seen)
         verb = "can" if who == "no arm" else "cannot"
-        return f"{who} {verb} be told from {of} ({compared} comparison{'s' * (compared != 1)})"
+        seen_if = _detectable(paired, arms, baseline)
+        return f"{who} {verb} be told from {of} ({compared} comparison{'s' * (compared != 1)}{seen_if})"
     rest = f" ({undecided} of {compared} comparisons undecided)" if undecided else ""
     return f"against {of} {' and '.join(said)}{rest}"
+
+
+def _detectable(paired: pd.DataFrame, arms: list[str], baseline: str) -> str:
+    """Which true differences such comparisons would have found in four of five studies, where that is known."""
+    rows = paired[paired["arm"].isin(arms) & (paired["baseline"] == baseline)]
+    if "detectable" not in rows or not rows["detectable"].notna().any():
+        return ""
+    low, high = rows["detectable"].min(), rows["detectable"].max()
+    size = f"{low:.2f}" if f"{low:.2f}" == f"{high:.2f}" else f"{low:.2f} to {high:.2f}"
+    return f", which would have shown a true difference of {size} four times in five"
 
 
 def _paired_verdict(paired: pd.DataFrame, arm: str, task: str, baseline: str) -> int | None:

@@ -67,6 +67,14 @@ def test_the_page_says_what_came_out(made) -> None:
     said = notes.causal_note(study, test).data
     assert said.count("**open**") + said.count("**supported**") + said.count("**refuted**") == 2
     assert "to the last bit" in said and "phantom results" in said
+    gains = test.table("gains").query("dial == 'dimension' and arm == 'vcr-jepa'")["gain"]
+    level = f"{gains.mean():+.2f} on average, and below 0 in {(gains < 0).sum()} of {len(gains)} settings and seeds"
+    assert f"gain of VCR-JEPA over JEPA along `dimension` is {level}" in said
+    wide = test.table("levels").pivot_table(index=["dial", "value"], columns="arm", values="auroc")
+    below = (wide["jepa"] < wide["random-init"]).sum()
+    assert f"JEPA in {below}" in said.split("below that of untrained: ")[1]
+    tested = study.task_table("frequency-12")["split"].eq("test").sum()
+    assert f"tested on {tested} subjects" in said
     assert len(tables.slope_table(test.table("slopes"))) == 4
     levels = test.table("levels")
     assert set(levels["arm"]) == {"oracle", "raw-voxels", "random-init", "mae", "sl-mae", "jepa", "vcr-jepa"}

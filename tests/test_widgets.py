@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from brainfm_lib import widgets
 from brainfm_lib.figures.interactive import Interactive
 from brainfm_lib.study import Study
+from brainfm_lib.words import Words
 from tests.data.scans import save_scan
 
 ARMS = ("mae", "vcr-jepa")
@@ -92,8 +93,8 @@ def test_each_thing_stands_still_where_nobody_is_there(study: Study) -> None:
     assert isinstance(widgets.cohort_browser(study), Figure)
     command = widgets.run_launcher(study)
     assert isinstance(command, Markdown) and "brainfm pretrain --profile tiny --seed 0 --objective mae" in command.data
-    assert isinstance(widgets.scan_explorer(study, {}, []), Figure)
-    assert isinstance(widgets.loss_explorer({}, geometry, high_pass=0.3), Figure)
+    assert isinstance(widgets.scan_explorer(study, {}, []), Words)
+    assert isinstance(widgets.loss_explorer({}, geometry, high_pass=0.3), Words)
 
 
 def test_a_page_holds_no_whole_scan_of_a_person_and_nothing_known_of_one(study: Study, tmp_path: Path) -> None:

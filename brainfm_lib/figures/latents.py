@@ -81,10 +81,8 @@ def explained_variance(explained: Mapping[str, pd.DataFrame]) -> Figure:
     for number, (arm, table) in enumerate(explained.items()):
         rows = table.set_index("factor").reindex(factors)
         places = np.arange(len(factors)) + 0.13 * (number - (len(explained) - 1) / 2)
-        reach = np.abs(np.stack([rows["estimate"] - rows["low"], rows["high"] - rows["estimate"]]))
-        axis.errorbar(
-            rows["estimate"], places, xerr=reach, fmt=marker(arm), color=colour(arm), label=title(arm), markersize=5
-        )
+        axis.hlines(places, rows["low"], rows["high"], color=colour(arm))
+        axis.plot(rows["estimate"], places, marker(arm), color=colour(arm), label=title(arm), markersize=5)
     axis.axvline(0, color="black", linewidth=0.8)
     axis.set_yticks(range(len(factors)), factors)
     axis.set_ylim(len(factors) - 0.5, -0.5)

@@ -142,7 +142,7 @@ def few_shot_curves(draws: Mapping[str, Mapping[str, pd.DataFrame]], titles: Map
         titles: Task -> how to name it.
     """
     if not draws:
-        return nothing("No few-shot run is there: brainfm probe --protocol fewshot makes them.")
+        return nothing("No few-shot run is there: `brainfm probe --protocol fewshot` makes them.")
     figure, axes = panels(len(draws), columns=3, sharey=True)
     for axis, (task, arms) in zip(axes, draws.items()):
         axis.axhline(0.5, color="black", linewidth=1)

@@ -205,8 +205,8 @@ def measured_dials(measured: pd.DataFrame, units: Mapping[str, str]) -> Figure:
     names = {"frequency": "high-frequency reliance (0 to 1)", "dimension": "discriminative dimension (directions)"}
     for axis, dial in zip(axes, dials):
         rows = measured[measured["dial"] == dial]
-        spread = np.abs(np.stack([rows["estimate"] - rows["low"], rows["high"] - rows["estimate"]]))
-        axis.errorbar(rows["value"], rows["estimate"], yerr=spread, fmt="o", color=OTHERS[3], markersize=4, capsize=2)
+        axis.vlines(rows["value"], rows["low"], rows["high"], color=OTHERS[3])
+        axis.plot(rows["value"], rows["estimate"], "o", color=OTHERS[3], markersize=4)
         if dial == "dimension":
             axis.set(xscale="log", yscale="log")
             axis.set_xticks(rows["value"], [f"{v:g}" for v in rows["value"]])

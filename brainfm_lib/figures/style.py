@@ -3,13 +3,14 @@
 from collections.abc import Callable, Iterable
 from functools import wraps
 from textwrap import fill
-from typing import Any, ParamSpec
+from typing import Any, ParamSpec, cast
 
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from brainfm_lib.figures.about import describe
+from brainfm_lib.words import Words
 
 P = ParamSpec("P")
 
@@ -88,7 +89,8 @@ def stamped() -> str:
 def figure_function(draw: Callable[P, Figure]) -> Callable[P, Figure]:
     """Draw in the house style and close the figure, so that a notebook shows it once: as the value of the cell.
 
-    Beside its picture the figure tells what it shows and the numbers behind it, see `figures.about`.
+    Beside its picture the figure tells what it shows and the numbers behind it, see `figures.about`. Where there is
+    nothing to draw, a sentence takes its place.
     """
 
     @wraps(draw)
@@ -100,7 +102,8 @@ def figure_function(draw: Callable[P, Figure]) -> Callable[P, Figure]:
                 figure.suptitle(said, color="#B00000", fontsize=8.5, fontweight="bold")
             describe(figure, draw, args, kwargs)
         plt.close(figure)
-        return figure
+        reason = str(figure.get_label() or "")
+        return cast("Figure", Words(reason)) if reason else figure
 
     return drawn
 
@@ -140,11 +143,8 @@ def panels(count: int, *, columns: int = 3, height: float = 2.6, **more: Any) ->
 
 
 def nothing(text: str) -> Figure:
-    """A figure that says why there is nothing to draw."""
-    figure, (axis,) = panels(1, height=0.8)
-    axis.set_axis_off()
-    axis.text(0.0, 0.5, text, va="center", transform=axis.transAxes)
-    return figure
+    """What a figure function returns that has nothing to draw: the reason why."""
+    return plt.figure(label=text)
 
 
 def legend_below(figure: Figure, axes: Iterable[Axes], *, columns: int = 6) -> None:

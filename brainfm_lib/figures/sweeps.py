@@ -22,8 +22,8 @@ def main_effects(effects: pd.DataFrame) -> Figure:
     figure, axes = panels(len(names), height=2.6, sharey=True)
     for axis, name in zip(axes, names):
         rows = effects[effects["parameter"] == name]
-        reach = np.abs(np.stack([rows["estimate"] - rows["low"], rows["high"] - rows["estimate"]]))
-        axis.errorbar(rows["order"], rows["estimate"], yerr=reach, fmt="o-", color=OTHERS[3], markersize=4, capsize=2)
+        axis.vlines(rows["order"], rows["low"], rows["high"], color=OTHERS[3])
+        axis.plot(rows["order"], rows["estimate"], "o-", color=OTHERS[3], markersize=4)
         axis.set_xticks(rows["order"], rows["level"], rotation=0 if rows["level"].str.len().max() < 8 else 20)
         axis.set_xlabel(name.removeprefix("overrides."))
     for axis in axes[:: min(3, len(axes))]:

@@ -21,6 +21,7 @@ from brainfm_lib.tables.study import (
     rank_table,
     resolution_table,
     runs_table,
+    split_table,
     truth_table,
 )
 from brainfm_lib.tables.style import show, task_titles
@@ -45,6 +46,7 @@ __all__ = [
     "seams_table",
     "show",
     "slope_table",
+    "split_table",
     "structure_table",
     "task_titles",
     "trial_table",

@@ -66,6 +66,25 @@ def truth_table(study: Study) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=columns)
 
 
+def split_table(study: Study) -> pd.DataFrame:
+    """Subjects of each class on each side of a task's split, or over all folds of its cross-validation.
+
+    A subject whose label changes between visits counts once under each.
+    """
+    rows = []
+    for task in study.tasks:
+        table = study.task_table(task)
+        units = table.drop_duplicates(["subject_id", "label"])
+        sides = units["split"] if "split" in units else pd.Series("test", index=units.index)
+        row = {"task": task, "evaluation": "one split" if "split" in units else f"{units['fold'].nunique()} folds"}
+        for side, name in (("train", "trained on"), ("val", "chosen on"), ("test", "tested on")):
+            labels = units["label"][sides == side]
+            counts = [f"{(labels == k).sum()}" for k in range(len(study.manifest.tasks[task].classes))]
+            row[name] = f"{len(labels):,} ({' + '.join(counts)})" if len(labels) else "–"
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
 def pretraining_table(study: Study) -> pd.DataFrame:
     """Who is kept out of pretraining, and why, for each cohort that encoders are trained on."""
     rows = []

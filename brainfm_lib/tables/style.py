@@ -32,7 +32,7 @@ def show(table: pd.DataFrame, caption: str = "", *, digits: int = 3) -> Styler:
     styles = [{"selector": "caption", "props": "caption-side: top; text-align: left; padding-bottom: 0.4em"}]
     styles.append({"selector": "th", "props": "text-align: left"})
     if table.empty:
-        caption = "There is nothing to show."
+        caption = "Nothing of this was made for this report."
         styles.append({"selector": "caption", "props": "white-space: nowrap"})
         style = style.hide(axis="columns")
     return style.set_caption(caption).set_table_styles(styles)

@@ -137,6 +137,21 @@ def test_variance_between_groups_is_what_was_planted_and_none_where_there_is_non
     )
 
 
+def test_intervals_of_explained_variance_hold_the_truth_where_groups_say_nothing_or_a_little() -> None:
+    """Plain percentiles never do for eight groups without effect: a sample drawn again explains more than the first."""
+    centres = np.random.default_rng(5).standard_normal((8, 24))
+    for effect, truth in ((0.0, 0.0), (0.5, 0.5**2 * centres.var(0).mean() / (1 + 0.5**2 * centres.var(0).mean()))):
+        held = []
+        for seed in range(40):
+            rng = np.random.default_rng(seed)
+            groups = rng.integers(8, size=80)
+            scans = pd.DataFrame({"subject_id": np.arange(80), "site": groups.astype(str)})
+            row = explained_table(rng.standard_normal((80, 24)) + effect * centres[groups], scans, draws=100).iloc[0]
+            assert row["low"] <= row["estimate"] <= row["high"]
+            held.append(row["low"] <= truth <= row["high"])
+        assert np.mean(held) > 0.8
+
+
 def test_explained_table_asks_what_the_scans_have_and_resamples_subjects() -> None:
     rng = np.random.default_rng(1)
     scans = pd.DataFrame({"subject_id": np.arange(120) // 2, "contrast": np.arange(120) % 3, "site": ["one"] * 120})
