@@ -5,6 +5,8 @@ from typing import Any
 
 import torch
 
+NARROW = 256  # width of an encoder below which one alone cannot keep a CPU busy
+
 
 def best_device(*, cpu: bool = False) -> torch.device:
     """The accelerator of this process where there is one."""
@@ -27,6 +29,11 @@ def faster_precision(device: torch.device) -> str:
     if device.type == "cpu":
         return "bf16" if getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)() else "fp32"
     return "fp32"
+
+
+def training_precision(device: torch.device, width: int) -> str:
+    """The same for training an encoder of that width: on a CPU, conversions cost narrow ones more than they win."""
+    return "fp32" if device.type == "cpu" and width < NARROW else faster_precision(device)
 
 
 def autocast(device: torch.device) -> AbstractContextManager[Any]:

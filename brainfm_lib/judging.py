@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pandas as pd
 
-from brainfm_lib.comparison import compare, compared, encoders, trained_arms
+from brainfm_lib.comparison import compare, compared, encoders, finetune_tasks, represented, trained_arms
 from brainfm_lib.errors import InputError
 from brainfm_lib.identity import write_atomic
 from brainfm_lib.learning import curve_requests, curve_tasks
 from brainfm_lib.runs import Run, get_run
 from brainfm_lib.study import Study
-from brainfm_lib.verdict import CNN, METRIC
+from brainfm_lib.verdict import CNN, CONTROL, METRIC, SHUFFLED
 
 KINDS = {
     "linear": "probe",
@@ -87,6 +87,23 @@ def judge(study: Study, protocol: str, tasks: Sequence[str] | None = None, table
             else:
                 rows.to_csv(temporary, index=False)
         yield f"table: {table}"
+
+
+def chains(study: Study) -> list[list[str]]:
+    """What the report's comparison asks for, an encoder or control a chain: see `together.make_together`."""
+    found = []
+    for arm in compared(study):
+        if arm == SHUFFLED:  # reads the untrained encoder's features, and stands in its chain
+            continue
+        rows = [arm, SHUFFLED] if arm == CONTROL else [arm]
+        chain = [f"probe:{row}:{task}" for task in study.tasks for row in rows]
+        chain += [f"knn:{arm}:{task}" for task in study.tasks if arm in represented(study)]
+        for task in finetune_tasks(study):
+            chain += [f"finetune:{arm}:{task}"] if arm in encoders(study) else []
+            if arm in trained_arms(study) and task in curve_tasks(study):
+                chain += [name for name in curve_requests(study, arm, task).values() if name not in chain]
+        found.append(chain)
+    return found
 
 
 def asked_of(study: Study, protocol: str) -> tuple[str, ...]:

@@ -15,6 +15,7 @@ import torch.distributed as distributed
 
 from brainfm_lib.pretrain import Trainer
 from brainfm_lib.study import Study
+from brainfm_lib.together import make_together
 
 PATIENCE = timedelta(hours=24)  # how long the others wait while the first process prepares volumes
 
@@ -25,8 +26,12 @@ def n_processes() -> int:
 
 
 def pretrain_arms(study: Study) -> Iterator[tuple[str, str]]:
-    """Pretrain the arms of a study, one after the other, with all processes; yield arm and run in the first process."""
+    """Pretrain the arms of a study and yield arm and run, in the first process.
+
+    Several processes train one arm after the other; one process trains small ones side by side, see `together`.
+    """
     if n_processes() == 1:
+        make_together(study, [[f"pretrain:{arm}"] for arm in study.arms])
         for arm in study.arms:
             yield arm, study.run(f"pretrain:{arm}").id
         return

@@ -31,7 +31,7 @@ from brainfm_lib.checkpoint import (
 from brainfm_lib.data.augment import AugmentConfig, augment, draw_augmentation, zscore
 from brainfm_lib.data.batches import Batches, batch_rows
 from brainfm_lib.data.geometry import Geometry
-from brainfm_lib.device import faster_precision, peak_memory
+from brainfm_lib.device import peak_memory, training_precision
 from brainfm_lib.errors import InputError
 from brainfm_lib.graphed import GraphedLoss
 from brainfm_lib.identity import stable_hash
@@ -112,7 +112,8 @@ class Trainer:
         self.scans = sorted({digest[:KEY] for digest in scans})
         device = torch.device("cpu") if cpu else PartialState().device
         wanted = config.optimiser.precision
-        self.precision = faster_precision(device) if wanted == "auto" else wanted
+        width = config.objective.encoder.embed_dim
+        self.precision = training_precision(device, width) if wanted == "auto" else wanted
         AcceleratorState._reset_state()  # it outlives a run, and would refuse another precision in the same process
         self.accelerator = Accelerator(mixed_precision="bf16" if self.precision == "bf16" else "no", cpu=cpu)
         self.device, self.world = self.accelerator.device, self.accelerator.num_processes
@@ -144,7 +145,7 @@ class Trainer:
         one = self.world == 1 and self.config.optimiser.accumulate == 1
         return self.device.type == "cuda" and one and self.config.mask.kind != "replica"
 
-    def run(self, *, progress: bool = True) -> dict[str, Any]:
+    def run(self, *, progress: bool | Callable[[int], None] = True) -> dict[str, Any]:
         """Train from the last checkpoint, or from the start, to the end; return what belongs in the provenance.
 
         Raises:
@@ -157,13 +158,9 @@ class Trainer:
         rows = batch_rows(len(self.batches), optimiser.batch_size, self.config.seed, self.step)
         started = saved = time.perf_counter()
         before = self.seconds
-        bar = tqdm(
-            total=optimiser.steps,
-            initial=self.step,
-            desc=self.config.objective.arm,
-            disable=not progress or not self.accelerator.is_main_process,
-            mininterval=1.0,
-        )
+        shown = progress is True and self.accelerator.is_main_process
+        arm = self.config.objective.arm
+        bar = tqdm(total=optimiser.steps, initial=self.step, desc=arm, disable=not shown, mininterval=1.0)
         upcoming = next(rows)
         with bar, Sigterm() as sigterm:  # Ctrl-C may come in mid-step: the last checkpoint stands, none is written
             while self.step < optimiser.steps:
@@ -178,6 +175,8 @@ class Trainer:
                     keep_snapshot(self.folder, self.step, self.raw)
                 self.seconds = before + time.perf_counter() - started
                 bar.update()
+                if callable(progress):
+                    progress(self.step)
                 if logs:
                     self.log()
                     bar.set_postfix(loss=f"{self.history[-1]['loss']:.4f}")
@@ -374,7 +373,7 @@ def make_pretrain(
     config: PretrainConfig,
     volumes: Callable[[], tuple[Any, Any]],
     *,
-    progress: bool = True,
+    progress: bool | Callable[[int], None] = True,
     started: Callable[[Path], Any] = lambda folder: None,
     **trainer: Any,
 ) -> Callable[[Path], dict[str, Any]]:
@@ -383,7 +382,7 @@ def make_pretrain(
     Args:
         config: The run.
         volumes: Gives training and held-out volumes when they are needed.
-        progress: Whether to show a bar.
+        progress: Whether to show a bar, or what to tell the steps that are done.
         started: Called with the folder before training.
         trainer: Further arguments of `Trainer`.
     """

@@ -80,6 +80,9 @@ class Study(StudyStructure):
         super().__init__(load_manifest(manifest), settings, progress=progress, allow_leak=allow_leak)
         self.profile_name, self.seed, self.cpu = profile, int(seed), cpu
         self.compile, self.recompute = compile, recompute
+        self.made_of = {"profile": profile, "manifest": str(self.manifest.path), "seed": seed, "objective": objective}
+        self.made_of |= {"overrides": self.overrides, "cpu": cpu, "compile": compile, "recompute": recompute}
+        self.made_of |= {"allow_leak": allow_leak}  # for the same study in another process
         self.after: int | None = None  # steps after which trained encoders are looked at; None: all
         self.used, self._leaks, self._met, self._labels, self._digests = {}, {}, {}, {}, {}
         self._asked: list[str] = []
@@ -270,13 +273,12 @@ class Study(StudyStructure):
         return make_pretrain(
             self.profile.pretraining(arm, self.seed),
             lambda: (self.pretraining_volumes(0)[0], self.pretraining_volumes(1)[0]),
-            progress=self.progress,
             cpu=self.cpu,
             compile=self.compile,
             recompute=self.recompute,
             about=self._about(arm),
             scans=self._trained_digests(),
-            **making,
+            **{"progress": self.progress, **making},
         )
 
     def _trained_digests(self) -> list[str]:

@@ -70,6 +70,11 @@ class StudyData:
         self.cohort(name)
         self._volumes[name] = bank  # type: ignore[assignment]
 
+    @property
+    def in_memory(self) -> bool:
+        """Whether a cohort's volumes are a bank in this process' memory, see `keep`."""
+        return any(hasattr(volumes, "on_device") for volumes in self._volumes.values())
+
     def _open(self, cohort: Cohort) -> Volumes:
         return open_volumes(cohort, self.profile.geometry, progress=self.progress, on_error="report")
 

@@ -111,7 +111,15 @@ def _detectable(paired: pd.DataFrame, arms: list[str], baseline: str) -> str:
     if "detectable" not in rows or not rows["detectable"].notna().any():
         return ""
     low, high = rows["detectable"].min(), rows["detectable"].max()
-    size = f"{low:.2f}" if f"{low:.2f}" == f"{high:.2f}" else f"{low:.2f} to {high:.2f}"
+    if low >= 1:  # an AUROC cannot differ by as much
+        return ", which could have shown no true difference at all"
+    size = (
+        f"{low:.2f}"
+        if f"{low:.2f}" == f"{high:.2f}"
+        else f"{low:.2f} to {high:.2f}"
+        if high < 1
+        else f"{low:.2f} or more"
+    )
     return f", which would have shown a true difference of {size} four times in five"
 
 

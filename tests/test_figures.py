@@ -557,6 +557,9 @@ def test_paired_differences_meet_controls_and_plain_forms(folds: bool) -> None:
         )
         half = table.assign(p_holm=table["p_holm"].where(table["baseline"] != "raw-voxels", 0.2))
         assert notes.earned_note(half).data.startswith("No arm beats both")
+    blind = pd.concat([CHANCE, table.assign(detectable=1.2, p_holm=1.0)], ignore_index=True)
+    assert "could have shown no true difference" in verdict.verdicts(blind)["linear"]
+    assert "sees none" in tables.differences_table(blind[blind["baseline"].notna()], {}).to_string()
     assert notes.earned_note(table.iloc[:0]).data.startswith("Nothing was compared")
     shown = tables.differences_table(table, {"ad": "AD (phantom)"})
     assert shown["difference"].iloc[-1] == "SL-MAE − MAE" and "AD (phantom)" in shown.columns
