@@ -31,17 +31,18 @@ def curve_requests(study: Study, arm: str, task: str) -> dict[int, str]:
     return {step * optimiser.batch_size: request for step, request in requests.items()}
 
 
-def learning_table(study: Study) -> pd.DataFrame:
+def learning_table(study: Study, *, make: bool = True) -> pd.DataFrame:
     """AUROC of linear probes on test subjects against the volumes that an encoder had seen.
 
-    What is missing is made for the tasks that are fine-tuned on; the others are there where somebody has made them.
+    What is missing is made for the tasks that are fine-tuned on, unless `make` forbids it; the others are there where
+    somebody has made them.
 
     Returns:
         task, arm, volumes (0 for the controls, which see none), estimate, low, high.
     """
     rows = []
     for task in curve_tasks(study):
-        ask = study.run if task in finetune_tasks(study) else study.optional
+        ask = study.run if make and task in finetune_tasks(study) else study.optional
         found = []
         for arm in trained_arms(study):
             for volumes, request in curve_requests(study, arm, task).items():
@@ -52,8 +53,10 @@ def learning_table(study: Study) -> pd.DataFrame:
                 if run is not None:
                     found.append({"task": task, "arm": arm, "volumes": volumes, **_reached(run)})
         if len({row["volumes"] for row in found}) > 1:  # the finished encoders alone are no curve
-            controls = {arm: study.run(f"probe:{arm}:{task}") for arm in CONTROLS}
-            rows += [{"task": task, "arm": arm, "volumes": 0, **_reached(run)} for arm, run in controls.items()] + found
+            controls = {arm: (study.run if make else study.optional)(f"probe:{arm}:{task}") for arm in CONTROLS}
+            for arm, run in controls.items():
+                rows += [{"task": task, "arm": arm, "volumes": 0, **_reached(run)}] if run is not None else []
+            rows += found
     return pd.DataFrame(rows, columns=["task", "arm", "volumes", "estimate", "low", "high"])
 
 

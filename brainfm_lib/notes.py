@@ -343,6 +343,16 @@ def causal_units(test: Run) -> str:
     return f"{units} Shipped with the report: {shipped}."
 
 
+def reference_note(study: Study, volumes: int, seeds: int, here: Study) -> Words:
+    """What the encoders of the reference run are, beside those that are made here."""
+    optimiser = here.profile.optimiser
+    return Words(
+        f"**Read, not made here**: encoders of profile `{study.profile_name}`, {seeds} seed{'s' * (seeds != 1)}, each "
+        f"of which has seen {volumes:,} volumes; those of `{here.profile_name}` see "
+        f"{optimiser.steps * optimiser.batch_size:,}. Phantom results."
+    )
+
+
 def ordering_note(measured: pd.DataFrame) -> Words:
     """Whether what is measured follows the dials.
 

@@ -37,6 +37,7 @@ STUDY_PARAMETERS = RUN_PARAMETERS | {"profile", "manifest", "seed", "objective",
 DATA = "data"  # under chapters: the tables behind the figures
 SWEEP_PAGE = "sweeps/page.ipynb"  # under notebooks: what every sweep's page is made with
 SWEPT, SWEPT_ABOUT = "results.parquet", "about.json"  # what a sweep leaves in its folder: a table, title and question
+REFERENCE, REFERENCE_PAGE = "book/reference/reference.json", "reference/page.ipynb"  # under notebooks: what reads it
 Identify = Callable[[Mapping[str, Any], str], str]
 
 
@@ -85,7 +86,7 @@ def bring_up_to_date(root: Path, *, profile: str | None = None, identify: Identi
     """
     profile = profile or default_profile()
     identify = identify or study_identify(root)
-    pages, chapters = find_pages(root), root / "book" / "chapters"
+    pages, chapters = [*find_pages(root), *reference_pages(root)], root / "book" / "chapters"
     chapters.mkdir(parents=True, exist_ok=True)
     given = profile_parameters(root, profile, pages)
     swept = sweep_pages(root)
@@ -113,6 +114,18 @@ def find_pages(root: Path) -> list[Page]:
     """The report's notebooks, in the order of their numbers."""
     files = sorted((root / "notebooks").glob("[0-9][0-9]_*.ipynb"))
     return [Page(file, root / "book" / "chapters") for file in files]
+
+
+def reference_pages(root: Path) -> list[Page]:
+    """The page that reads the reference run, where one ships, beside what the project's own manifest gives."""
+    there = (root / REFERENCE).is_file() and not os.environ.get("BRAINFM_MANIFEST")
+    return [Page(root / "notebooks" / REFERENCE_PAGE, root / "book" / "chapters", "reference_results")] if there else []
+
+
+def reference_identity(root: Path) -> str:
+    """Hash of what the reference run that ships says of itself; "absent" where there is none."""
+    file = root / REFERENCE
+    return f"reference-{hashlib.sha256(file.read_bytes()).hexdigest()[:12]}" if file.is_file() else "absent"
 
 
 def sweep_pages(root: Path) -> dict[Page, str]:
@@ -286,6 +299,8 @@ def study_identify(root: Path) -> Identify:
         kind, _, name = request.partition(":")
         if kind == "sweep":
             return sweep_identity(root, name)
+        if kind == "reference":
+            return reference_identity(root)
         key = stable_hash(dict(parameters))
         with rooted(root):
             if key not in studies:
@@ -338,7 +353,7 @@ def _write_data(page: Page, files: Mapping[str, str]) -> None:
 def _forget_others(pages: list[Page], chapters: Path) -> None:
     """Remove what was staged for notebooks that are gone."""
     names = {page.name for page in pages}
-    for file in (*chapters.glob("[0-9][0-9]_*"), *chapters.glob("sweep_*")):
+    for file in (*chapters.glob("[0-9][0-9]_*"), *chapters.glob("sweep_*"), *chapters.glob("reference_*")):
         if file.name.split(".")[0] not in names:
             file.unlink()
     for file in chapters.glob(f"{DATA}/*"):

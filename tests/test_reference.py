@@ -15,13 +15,14 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from brainfm_lib import report
 from brainfm_lib.checkpoint import snapshot_steps
 from brainfm_lib.errors import InputError
 from brainfm_lib.judging import judge
 from brainfm_lib.learning import curve_tasks, learning_table
 from brainfm_lib.models import VisionTransformer3d
 from brainfm_lib.objectives import ARMS
-from brainfm_lib.reference import collect, sitting, work
+from brainfm_lib.reference import collect, shipped, sitting, work
 from brainfm_lib.reference import plan as planning
 from brainfm_lib.reference.collect import busy_share
 from brainfm_lib.study import Study
@@ -91,6 +92,31 @@ def test_killed_in_the_middle_it_goes_on_and_its_results_ship(tmp_path, manifest
         run = study.optional(request)
         assert run is not None and run.shipped, request
     VisionTransformer3d.from_pretrained(study.run("pretrain:jepa").path / "encoder")
+    shutil.copy(folder / "results" / "reference.json", tmp_path / "book" / "reference")
+    read_the_page(tmp_path, manifest, study)
+
+
+def read_the_page(root, manifest, study):
+    """What ships has a page, which makes nothing, and is out of date when another run ships."""
+    (read,) = shipped.shipped_studies(manifest)
+    assert set(read.results()["arm"]) >= {*ARMS, "random-init", "raw-voxels"} and shipped.seen(read) == shipped.seen(
+        study
+    )
+    notebook = root / "notebooks" / report.REFERENCE_PAGE
+    notebook.parent.mkdir(parents=True)
+    shutil.copy(pathlib.Path(report.__file__).parents[1] / "notebooks" / report.REFERENCE_PAGE, notebook)
+    before = sorted(path.name for path in (root / "runs").glob("*-*"))
+    (page,) = report.reference_pages(root)
+    given = report.declared_parameters(page) | {"profile": "tiny", "manifest": str(manifest)}
+    page.chapters.mkdir()
+    report.make(page, given, root)
+    assert sorted(path.name for path in (root / "runs").glob("*-*")) == before
+    told = page.beside(".ipynb").read_text()
+    assert "Read, not made here" in told and "AUROC over pretraining seeds" in told and "phantom" in told.lower()
+    identify = report.study_identify(root)
+    assert report.out_of_date(page, given, identify) is None
+    (root / report.REFERENCE).write_text((root / report.REFERENCE).read_text() + "\n")
+    assert report.out_of_date(page, given, identify) == "the run behind reference: changed"
 
 
 def test_a_plan_is_followed_for_nothing_but_what_it_was_made_for(tmp_path, manifest):

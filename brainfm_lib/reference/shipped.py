@@ -1,0 +1,80 @@
+"""The reference run that ships, read as studies: nothing is made, only what lies in ``book/reference`` is looked at."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pandas as pd
+
+from brainfm_lib import comparison
+from brainfm_lib.errors import InputError
+from brainfm_lib.paths import project_root, shipped_dir
+from brainfm_lib.reference.plan import Part
+from brainfm_lib.runs import Run
+from brainfm_lib.study import Study
+from brainfm_lib.verdict import METRIC
+
+SUMMARY = "reference.json"
+
+
+def shipped_studies(manifest: str | Path | None = None) -> list[Study]:
+    """A study for each profile of the run that ships, the largest last; its runs are found as shipped ones.
+
+    Args:
+        manifest: As in `Study`; on other cohorts than those that the run was made of nothing will be found.
+
+    Raises:
+        InputError: None ships.
+    """
+    file = shipped_dir() / SUMMARY
+    if not file.is_file():
+        raise InputError(f"There is no {file}: `brainfm reference` makes what ships, see the page about it.")
+    parts = [Part(**part) for part in json.loads(file.read_text(encoding="utf-8"))["plan"]["parts"]]
+    studies = [Study(part.profile, manifest, overrides=part.overrides, progress=False) for part in parts]
+    for study in studies:
+        for request in judged(study):
+            study.optional(request)
+    return studies
+
+
+def judged(study: Study) -> list[str]:
+    """What a study's encoders and controls are asked about its simulated tasks; real scans are left alone."""
+    rows = comparison.compared(study)
+    return [f"{kind}:{arm}:{task}" for kind in ("probe", "knn") for task in study.simulated_tasks for arm in rows]
+
+
+def tables_of(study: Study, kind: str, table: str) -> dict[str, pd.DataFrame]:
+    """Arm -> a table of its run of `kind` (``latents``, ``reconstruction``), where that is there."""
+    arms = comparison.encoders(study) if kind == "latents" else comparison.trained_arms(study)
+    runs: dict[str, Run | None] = {arm: study.optional(f"{kind}:{arm}") for arm in arms}
+    return {arm: run.table(table) for arm, run in runs.items() if run is not None}
+
+
+def seeds_table(study: Study, most: int = 10) -> pd.DataFrame:
+    """AUROC of linear probes under every seed that is there: task, arm, seed, estimate."""
+    rows = []
+    for seed in range(most):
+        for task in study.simulated_tasks:
+            for arm in comparison.trained_arms(study):
+                request = f"probe:{arm}:{task}"
+                run = study.variant(request, f"seed={seed}").optional(request)
+                if run is not None:
+                    row = run.table("results").set_index("metric").loc[METRIC]
+                    rows.append({"task": task, "arm": arm, "seed": seed, "estimate": float(row["estimate"])})
+    return pd.DataFrame(rows, columns=["task", "arm", "seed", "estimate"])
+
+
+def seen(study: Study) -> int:
+    """Volumes that each of its encoders has seen in pretraining."""
+    return study.profile.optimiser.steps * study.profile.optimiser.batch_size
+
+
+def write_result(here: Study, path: str) -> None:
+    """Note what the page rests on: the run that ships, and what it found of this report's own encoders."""
+    from brainfm_lib.report import reference_identity
+
+    here.write_result(path)
+    content = json.loads(Path(path).read_text(encoding="utf-8"))
+    content["runs"]["reference:"] = reference_identity(project_root())
+    Path(path).write_text(json.dumps(content, indent=2), encoding="utf-8")
