@@ -309,9 +309,10 @@ def levels_said(test: Run) -> Iterator[str]:
     wide = levels.pivot_table(index=["dial", "value"], columns="arm", values="auroc")
     for control in (RAW_VOXELS, CONTROL):
         arms = [arm for arm in causal.PAIRED if {arm, control} <= set(wide)]
-        said = [f"{title(arm)} in {(wide[arm] < wide[control]).sum()}" for arm in arms]
+        said = [f"{title(arm)} {(wide[arm] < wide[control]).sum()}" for arm in arms]
         if said:
-            yield f"Of {len(wide)} settings, an arm's AUROC is below that of {title(control)}: {_list(said)}."
+            where = f"Settings, of {len(wide)}, in which the AUROC is below that of"
+            yield f"{where} {'the untrained encoder' if control == CONTROL else title(control)}: {', '.join(said)}."
 
 
 def primary_verdicts(test: Run) -> list[str]:

@@ -72,7 +72,7 @@ def test_the_page_says_what_came_out(made) -> None:
     assert f"gain of VCR-JEPA over JEPA along `dimension` is {level}" in said
     wide = test.table("levels").pivot_table(index=["dial", "value"], columns="arm", values="auroc")
     below = (wide["jepa"] < wide["random-init"]).sum()
-    assert f"JEPA in {below}" in said.split("below that of untrained: ")[1]
+    assert f", JEPA {below}" in said.split("below that of the untrained encoder: ")[1]
     tested = study.task_table("frequency-12")["split"].eq("test").sum()
     assert f"tested on {tested} subjects" in said
     assert len(tables.slope_table(test.table("slopes"))) == 4
