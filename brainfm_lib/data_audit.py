@@ -67,6 +67,6 @@ def confounding_table(study: Study) -> pd.DataFrame:
         found = confounding(table, covariates(volumes, table["row"].to_numpy()))
         for row in found.sort_values("auroc", ascending=False, kind="stable").itertuples():
             above = "yes" if row.low > 0.5 else "no"
-            rows.append((task, row.covariate, row.values, row.auroc, f"{row.low:.2f} to {row.high:.2f}", above))
+            rows.append((task, row.covariate, row.values, row.auroc, f"{row.low:.3f} to {row.high:.3f}", above))
     names = ["task", "covariate", "different values", "AUROC alone", "95 % interval", "above chance"]
     return pd.DataFrame(rows, columns=names).astype({"different values": int, "AUROC alone": np.float64})

@@ -32,7 +32,7 @@ def settings_of(name: str) -> str:
         (
             "hidden share $r$",
             f"{mask.ratio:g} ({mask.kind}): {hidden} of {tokens} tokens; "
-            f"the authors' draw would hide {1 - math.exp(-mask.ratio):.1%} in expectation",
+            f"the authors' draw would hide {1 - (1 - 1 / tokens) ** round(mask.ratio * tokens):.1%} in expectation",
         ),
         ("spectral cut-off $\\rho$, mode", f"{spectral.high_pass:g}, {spectral.mode}"),
         (

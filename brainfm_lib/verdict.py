@@ -95,14 +95,14 @@ def _against(baseline: str, plain: pd.DataFrame, paired: pd.DataFrame, protocol:
     control = "training from scratch" if protocol == "fine-tune" else "the untrained encoder"
     of = control if baseline == CONTROL else "raw voxels" if baseline == RAW_VOXELS else f"**{baseline}**"
     undecided = compared - sum(map(len, [*better.values(), *worse.values()]))
-    said = [_list(found, word) for found, word in ((better, "better"), (worse, "worse")) if found]
+    said = [f"{word} than {of}: {_list(found)}" for found, word in ((better, "better"), (worse, "worse")) if found]
     if not said:
         who = "no arm" if baseline in (CONTROL, RAW_VOXELS) else ", ".join(f"**{arm}**" for arm in seen)
         verb = "can" if who == "no arm" else "cannot"
         seen_if = _detectable(paired, arms, baseline)
         return f"{who} {verb} be told from {of} ({compared} comparison{'s' * (compared != 1)}{seen_if})"
     rest = f" ({undecided} of {compared} comparisons undecided)" if undecided else ""
-    return f"against {of} {' and '.join(said)}{rest}"
+    return f"{', '.join(said)}{rest}"
 
 
 def _detectable(paired: pd.DataFrame, arms: list[str], baseline: str) -> str:
@@ -140,5 +140,5 @@ def _interval_verdict(plain: pd.DataFrame, arm: str, task: str, baseline: str) -
     return int(at.loc[arm, "low"] > at.loc[baseline, "high"]) - int(at.loc[arm, "high"] < at.loc[baseline, "low"])
 
 
-def _list(found: Mapping[str, list[str]], word: str) -> str:
-    return ", ".join(f"**{arm}** is {word} on {', '.join(tasks)}" for arm, tasks in found.items())
+def _list(found: Mapping[str, list[str]]) -> str:
+    return ", ".join(f"**{arm}** on {' and '.join(tasks)}" for arm, tasks in found.items())

@@ -4,9 +4,10 @@ import math
 import re
 
 import pytest
+import torch
 
 from brainfm_lib.config import PROFILES, load_profile
-from brainfm_lib.masking import random_mask
+from brainfm_lib.masking import random_mask, replica_mask
 from brainfm_lib.settings import FOR, profile_table, settings_of
 from brainfm_lib.study import Study
 from brainfm_lib.tables import split_table
@@ -26,7 +27,10 @@ def test_settings_are_those_of_the_profile(name: str) -> None:
 
 def test_the_authors_draw_hides_what_is_said() -> None:
     share = float(re.search(r"would hide ([\d.]+)%", settings_of("quick")).group(1)) / 100  # type: ignore[union-attr]
-    assert share == pytest.approx(1 - math.exp(-load_profile("quick").mask.ratio), abs=1e-3)
+    drawn = [
+        replica_mask(64, 0.75, generator=torch.Generator().manual_seed(seed)).hidden.shape[1] for seed in range(400)
+    ]
+    assert share == pytest.approx(sum(drawn) / 400 / 64, abs=0.006)
 
 
 def test_every_profile_is_listed_with_what_it_is_for() -> None:

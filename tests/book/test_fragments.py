@@ -31,8 +31,8 @@ CONTROL = [row("random-init", "ad", 0.55, 0.45, 0.65), row("random-init", "mci",
 def test_intervals_that_do_not_overlap_decide(tmp_path: Path) -> None:
     text = headline([*CONTROL, row("mae", "ad", 0.8, 0.7, 0.9), row("mae", "mci", 0.3, 0.2, 0.39)], tmp_path)
     assert text.startswith(
-        "Under a linear probe on frozen features, against the untrained encoder **mae** is better on ad and "
-        "**mae** is worse on mci.\n"
+        "Under a linear probe on frozen features, better than the untrained encoder: **mae** on ad, "
+        "worse than the untrained encoder: **mae** on mci.\n"
     )
     assert text.count("A comparison is decided where the two 95 % intervals do not overlap.") == 1
 
@@ -41,7 +41,7 @@ def test_fine_tuning_is_held_against_training_from_scratch(tmp_path: Path) -> No
     rows = [row(arm, "ad", 0.8, 0.75, 0.9, protocol="fine-tune") for arm in ("mae", "jepa")]
     text = headline([row("random-init", "ad", 0.5, 0.4, 0.6, protocol="fine-tune"), *rows], tmp_path)
     assert text.startswith(
-        "Under short fine-tuning, against training from scratch **mae** is better on ad, **jepa** is better on ad.\n"
+        "Under short fine-tuning, better than training from scratch: **mae** on ad, **jepa** on ad.\n"
     )
 
 
@@ -56,7 +56,7 @@ def test_paired_differences_go_before_intervals_and_adjusted_p_before_both(tmp_p
     rows += [row("sl-mae", "ad", 0.17, 0.05, 0.3, baseline="random-init", p_holm=0.01)]
     rows += [row("sl-mae", "ad", 0.02, -0.05, 0.1, baseline="mae")]
     text = headline(rows, tmp_path)
-    assert "against the untrained encoder **sl-mae** is better on ad (1 of 2 comparisons undecided)" in text
+    assert "better than the untrained encoder: **sl-mae** on ad (1 of 2 comparisons undecided)" in text
     assert "; **sl-mae** cannot be told from **mae** (1 comparison)." in text
     assert "below 0.05, or, unadjusted, its 95 % interval excludes zero" in text
     assert "| sl-mae − mae | ad | linear | `probe-sl-mae-ad` |" in text
