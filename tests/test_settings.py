@@ -28,7 +28,7 @@ def test_settings_are_those_of_the_profile(name: str) -> None:
 def test_the_authors_draw_hides_what_is_said() -> None:
     share = float(re.search(r"would hide ([\d.]+)%", settings_of("quick")).group(1)) / 100  # type: ignore[union-attr]
     drawn = [
-        replica_mask(64, 0.75, generator=torch.Generator().manual_seed(seed)).hidden.shape[1] for seed in range(400)
+        replica_mask(1, 64, 0.75, generator=torch.Generator().manual_seed(seed)).hidden.shape[1] for seed in range(400)
     ]
     assert share == pytest.approx(sum(drawn) / 400 / 64, abs=0.006)
 
