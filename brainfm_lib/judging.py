@@ -1,6 +1,7 @@
 """Probes from the command line: a study's encoders judged one after the other, and finished runs held together."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import pandas as pd
@@ -11,6 +12,7 @@ from brainfm_lib.identity import write_atomic
 from brainfm_lib.learning import curve_requests, curve_tasks
 from brainfm_lib.runs import Run, get_run
 from brainfm_lib.study import Study
+from brainfm_lib.together import make_together
 from brainfm_lib.verdict import CNN, CONTROL, METRIC, SHUFFLED
 
 KINDS = {
@@ -44,7 +46,10 @@ def judge(study: Study, protocol: str, tasks: Sequence[str] | None = None, table
         study.task_table(task)  # says which tasks there are
     study.refuse_leaks(tasks)
     kind, found = KINDS[protocol], []
-    for task in tasks or (curve_tasks(study) if protocol == "curve" else study.tasks):
+    wanted = tasks or (curve_tasks(study) if protocol == "curve" else study.tasks)
+    with suppress(InputError):  # said below, by name
+        make_together(study, _chains_of(study, protocol, wanted))
+    for task in wanted:
         for arm in asked_of(study, protocol):
             if protocol == "curve":
                 for volumes, request in curve_requests(study, arm, task).items():
@@ -87,6 +92,19 @@ def judge(study: Study, protocol: str, tasks: Sequence[str] | None = None, table
             else:
                 rows.to_csv(temporary, index=False)
         yield f"table: {table}"
+
+
+def _chains_of(study: Study, protocol: str, tasks: Sequence[str]) -> list[list[str]]:
+    """Requests of a protocol, an arm a chain; shuffled labels follow the untrained encoder: they read its features."""
+    found: dict[str, list[str]] = {}
+    for arm in asked_of(study, protocol):
+        chain = found.setdefault(CONTROL if arm == SHUFFLED else arm, [])
+        for task in tasks:
+            if protocol == "curve":
+                chain += curve_requests(study, arm, task).values()
+            else:
+                chain.append(f"{KINDS[protocol]}:{arm}:{task}")
+    return list(found.values())
 
 
 def chains(study: Study) -> list[list[str]]:

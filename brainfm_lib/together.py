@@ -44,14 +44,15 @@ def make_together(study: Study, chains: Iterable[Sequence[str]]) -> None:
     on from there.
 
     Args:
-        study: Whose runs. Nothing is made here of an encoder that was brought along, or where volumes are a bank in
-            this process' memory: that is left to `Study.run`.
+        study: Whose runs. Left to `Study.run` are wide encoders, which fill a machine one by one; all work where there
+            is a GPU; encoders that were brought along; and volumes in this process' memory.
         chains: Requests. Those of a chain are made one after the other, different chains at once.
 
     Raises:
         InputError: What making a run raised first; the others are stopped.
     """
-    if study.in_memory:
+    on_cpu = best_device(cpu=study.cpu).type == "cpu"
+    if study.in_memory or not on_cpu or study.profile.encoder.embed_dim >= NARROW:
         return
     wanted = [[request for request in chain if _travels(study, request)] for chain in chains]
     wanted = [chain for chain in wanted if chain]
@@ -78,12 +79,8 @@ def make_together(study: Study, chains: Iterable[Sequence[str]]) -> None:
 
 def _travels(study: Study, request: str) -> bool:
     """Whether a run is missing and may be made by another process."""
-    kind, arm, *_ = request.partition("@")[0].split(":")
-    if arm in study.own or study.identify(f"optional:{request}") != "absent":
-        return False
-    if kind != "pretrain" or arm == CONTROL:
-        return True
-    return best_device(cpu=study.cpu).type == "cpu" and study.profile.encoder.embed_dim < NARROW
+    arm = request.partition("@")[0].split(":")[1]
+    return arm not in study.own and study.identify(f"optional:{request}") == "absent"
 
 
 def _worthwhile(study: Study, chains: Sequence[Sequence[str]]) -> bool:
