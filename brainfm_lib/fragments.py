@@ -15,7 +15,7 @@ from brainfm_lib import report
 from brainfm_lib.identity import code_digest, stable_hash
 from brainfm_lib.verdict import KINDS, PROTOCOLS, TRANSDUCTIVE, in_order, rule, verdicts
 
-HEADLINE_NOTEBOOK, CAUSAL_NOTEBOOK = "50_probes", "70_causal"
+HEADLINE_NOTEBOOK, CAUSAL_NOTEBOOK, TRAINING_NOTEBOOK = "50_probes", "70_causal", "20_pretrain"
 COLUMNS = ("arm", "task", "metric", "protocol", "estimate", "low", "high", "run")
 Tables = Callable[[Path, str, Mapping[str, str]], tuple[pd.DataFrame, Collection[str], bool]]
 
@@ -61,12 +61,15 @@ def write_reference(root: Path) -> None:
 def write_settings(root: Path, profile: str) -> None:
     """Write the settings of the profile that the report is built with, and the table of all profiles."""
     from brainfm_lib.settings import profile_table, settings_of
+    from brainfm_lib.study import FLAT_NAMES
 
     book, pages = root / "book", report.find_pages(root)
     given = report.profile_parameters(root, profile, pages)
-    named = sorted({str(values["profile"]) for values in given.values() if "profile" in values})
-    if (book / "method.md").is_file() and named:
-        report.write_text(book / "chapters" / "_settings.md", "\n".join(map(settings_of, named)))
+    if (book / "method.md").is_file() and "profile" in given.get(TRAINING_NOTEBOOK, {}):
+        asked = given[TRAINING_NOTEBOOK]
+        changed = {FLAT_NAMES[name]: asked[name] for name in FLAT_NAMES if asked.get(name) is not None}
+        text = settings_of(str(asked["profile"]), {**(asked.get("overrides") or {}), **changed})
+        report.write_text(book / "chapters" / "_settings.md", text)
     if (book / "your_data.md").is_file():
         report.write_text(book / "chapters" / "_profiles.md", profile_table())
 

@@ -1,7 +1,6 @@
 """Probes from the command line: a study's encoders judged one after the other, and finished runs held together."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from pathlib import Path
 
 import pandas as pd
@@ -11,6 +10,7 @@ from brainfm_lib.errors import InputError
 from brainfm_lib.identity import write_atomic
 from brainfm_lib.learning import curve_requests, curve_tasks
 from brainfm_lib.runs import Run, get_run
+from brainfm_lib.snapshot import NothingKept
 from brainfm_lib.study import Study
 from brainfm_lib.together import make_together
 from brainfm_lib.verdict import CNN, CONTROL, METRIC, SHUFFLED
@@ -47,15 +47,24 @@ def judge(study: Study, protocol: str, tasks: Sequence[str] | None = None, table
     study.refuse_leaks(tasks)
     kind, found = KINDS[protocol], []
     wanted = tasks or (curve_tasks(study) if protocol == "curve" else study.tasks)
-    with suppress(InputError):  # said below, by name
-        make_together(study, _chains_of(study, protocol, wanted))
+    make_together(study, _chains_of(study, protocol, wanted))
     for task in wanted:
         for arm in asked_of(study, protocol):
+            names = {
+                "arm": arm,
+                "task": task,
+                "seed": study.seed,
+                "protocol": protocol,
+                "leak": study.leaks_of(arm, task),
+            }
             if protocol == "curve":
                 for volumes, request in curve_requests(study, arm, task).items():
-                    run = study.run(request)
-                    point = {"arm": arm, "task": task, "seed": study.seed, "volumes": volumes, "run": run.id}
-                    found.append(run.table("results").assign(**point))
+                    try:
+                        run = study.run(request)
+                    except NothingKept as error:
+                        yield f"{task:<16} {arm:<14} left out: {error}"
+                        continue
+                    found.append(run.table("results").assign(**names, volumes=volumes, run=run.id))
                     yield f"{task:<16} {arm:<14} after {volumes:>9,} volumes {_area(run)}  {run.id}"
                 continue
             try:
@@ -65,13 +74,6 @@ def judge(study: Study, protocol: str, tasks: Sequence[str] | None = None, table
                     raise
                 yield f"{task:<16} left out: {error}"
                 break
-            names = {
-                "arm": arm,
-                "task": task,
-                "seed": study.seed,
-                "protocol": protocol,
-                "leak": study.leaks_of(arm, task),
-            }
             if kind == "resplit":
                 splits = run.table("splits").assign(**names, run=run.id)
                 found.append(splits)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from brainfm_lib.config import PROFILES, load_profile
 from brainfm_lib.masking import visible_count
@@ -19,20 +20,22 @@ FOR = {  # profile -> what it is for
 }
 
 
-def settings_of(name: str) -> str:
-    """Markdown of the settings behind the formulas, as a profile has them."""
-    profile = load_profile(name)
+def settings_of(name: str, overrides: Mapping[str, Any] | None = None) -> str:
+    """Markdown of the settings behind the formulas: a profile's, some of its values changed."""
+    profile = load_profile(name, overrides)
     mask, spectral, vcr, jepa = profile.mask, profile.spectral, profile.vcr, profile.jepa
     tokens = math.prod(n // profile.encoder.patch_size for n in profile.geometry.grid)
     hidden = tokens - visible_count(tokens, mask.ratio)
+    drawn = f"{1 - (1 - 1 / tokens) ** round(mask.ratio * tokens):.1%}"  # with replacement
     optimisers = {arm: profile.pretraining(arm, 0).optimiser for arm in ARMS}
     plain = optimisers["mae"]
-    rates = ", ".join(f"{arm} {optimiser.lr:g}" for arm, optimiser in optimisers.items())
     rows = [
         (
             "hidden share $r$",
-            f"{mask.ratio:g} ({mask.kind}): {hidden} of {tokens} tokens; "
-            f"the authors' draw would hide {1 - (1 - 1 / tokens) ** round(mask.ratio * tokens):.1%} in expectation",
+            f"{mask.ratio:g}: drawn as the authors do, {drawn} of {tokens} tokens in expectation"
+            if mask.kind == "replica"
+            else f"{mask.ratio:g} ({mask.kind}): {hidden} of {tokens} tokens; the authors' draw would hide {drawn} in "
+            "expectation",
         ),
         ("spectral cut-off $\\rho$, mode", f"{spectral.high_pass:g}, {spectral.mode}"),
         (
@@ -41,8 +44,9 @@ def settings_of(name: str) -> str:
         ),
         ("VCR weights $w$, $v$, $c$", f"{vcr.weight:g}, {vcr.variance:g}, {vcr.covariance:g}"),
         ("slow copy $\\mu$", f"{jepa.ema_start:g} at first, {jepa.ema_end:g} at the end"),
-        ("batch, steps", f"{plain.batch_size} volumes, {plain.steps:,} steps"),
-        ("learning rate", rates),
+        ("batch", f"{plain.batch_size} volumes"),
+        ("steps", _each({arm: f"{optimiser.steps:,}" for arm, optimiser in optimisers.items()})),
+        ("learning rate", ", ".join(f"{arm} {optimiser.lr:g}" for arm, optimiser in optimisers.items())),
     ]
     return _table(("setting", f"profile `{name}`"), rows)
 
@@ -52,7 +56,8 @@ def profile_table() -> str:
     rows = []
     for name in sorted(path.stem for path in PROFILES.glob("*.yaml")):
         profile = load_profile(name)
-        geometry, encoder, optimiser = profile.geometry, profile.encoder, profile.optimiser
+        geometry, encoder = profile.geometry, profile.encoder
+        optimisers = {arm: profile.pretraining(arm, 0).optimiser for arm in ARMS}
         grid = " × ".join(map(str, geometry.grid))
         rows.append(
             (
@@ -60,12 +65,19 @@ def profile_table() -> str:
                 FOR.get(name, ""),
                 f"{grid} of {geometry.spacing:g} mm",
                 f"{encoder.embed_dim} × {encoder.depth}, patch {encoder.patch_size}",
-                f"{optimiser.batch_size * optimiser.accumulate * optimiser.steps:,}",
+                _each({arm: f"{one.batch_size * one.steps:,}" for arm, one in optimisers.items()}),
             )
         )
     order = list(FOR)
     rows.sort(key=lambda row: order.index(row[0].strip("`")) if row[0].strip("`") in order else len(order))
     return _table(("profile", "for", "voxels", "encoder: width × blocks", "volumes seen"), rows)
+
+
+def _each(values: Mapping[str, str]) -> str:
+    """One value where all arms have the same, else each arm's."""
+    if len(set(values.values())) == 1:
+        return next(iter(values.values()))
+    return ", ".join(f"{arm} {value}" for arm, value in values.items())
 
 
 def _table(heads: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:

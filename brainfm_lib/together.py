@@ -10,9 +10,11 @@ import multiprocessing
 import os
 import queue
 import signal
+import sys
 import time
-import traceback
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,6 +22,7 @@ from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
 from brainfm_lib.compute import pretraining_cost
+from brainfm_lib.data.batches import free_memory
 from brainfm_lib.device import NARROW, best_device
 from brainfm_lib.errors import InputError
 from brainfm_lib.processes import end_with_parent
@@ -31,6 +34,7 @@ if TYPE_CHECKING:
     from multiprocessing.process import BaseProcess
 
 MOST = 8  # processes at once
+EACH = 1.5e9  # bytes of memory that one of them needs
 WORTH = 1e12  # FLOPs of all trainings together, and
 SUBJECTS = 200  # of a task, below which starting processes costs more than it saves
 TOLD_EACH = 0.5  # seconds between two messages of a training
@@ -40,24 +44,22 @@ ENDS_WITHIN = 60.0  # seconds in which a process that is asked to stop writes it
 def make_together(study: Study, chains: Iterable[Sequence[str]]) -> None:
     """Make what is missing of the runs of `study` that `chains` ask for; `Study.run` then finds them.
 
-    Interrupted, or asked by SIGTERM, it stops all processes; a training stops with a checkpoint, and the same call goes
-    on from there.
+    What is refused, or lost with a process that dies, is left to `Study.run`, which says why or makes it. Interrupted,
+    or asked by SIGTERM, it stops all processes; a training in its course stops with a checkpoint, and the same call
+    goes on from there.
 
     Args:
         study: Whose runs. Left to `Study.run` are wide encoders, which fill a machine one by one; all work where there
             is a GPU; encoders that were brought along; and volumes in this process' memory.
         chains: Requests. Those of a chain are made one after the other, different chains at once.
-
-    Raises:
-        InputError: What making a run raised first; the others are stopped.
     """
     on_cpu = best_device(cpu=study.cpu).type == "cpu"
     if study.in_memory or not on_cpu or study.profile.encoder.embed_dim >= NARROW:
         return
     wanted = [[request for request in chain if _travels(study, request)] for chain in chains]
     wanted = [chain for chain in wanted if chain]
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    count = min(len(wanted), cores, MOST)
+    cores = usable_cores()
+    count = min(len(wanted), cores, MOST, int(_free_memory() / EACH))
     if count < 2 or not _worthwhile(study, wanted):
         return
     if any(_trains(request) for chain in wanted for request in chain):
@@ -75,6 +77,22 @@ def make_together(study: Study, chains: Iterable[Sequence[str]]) -> None:
         _follow(study, wanted, helpers, told)
     finally:
         _stop(helpers)
+        tasks.cancel_join_thread()  # what nobody took is not waited for
+
+
+def usable_cores() -> int:
+    """Cores that this process may keep busy: those it is bound to, and no more than torch was told to use."""
+    bound = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(bound, torch.get_num_threads())
+
+
+def _free_memory() -> float:
+    """Bytes that could be had without swapping."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return 1024.0 * int(next(line for line in lines if line.startswith("MemAvailable:")).split()[1])
+    except (OSError, StopIteration):
+        return free_memory()
 
 
 def _travels(study: Study, request: str) -> bool:
@@ -108,14 +126,13 @@ def _follow(study: Study, chains: Sequence[Sequence[str]], helpers: Sequence[Bas
             if sigterm.asked:
                 raise Terminated("terminated; the same command goes on from there")
             try:
-                request, step, problem = told.get(timeout=1.0)
+                request, step = told.get(timeout=1.0)
             except queue.Empty:
-                if any(helper.exitcode for helper in helpers) and told.empty():
-                    codes = [helper.exitcode for helper in helpers if helper.exitcode]
-                    raise RuntimeError(f"a helper ended with status {codes[0]}: {len(left)} runs are missing") from None
+                if not any(helper.is_alive() for helper in helpers) and told.empty():
+                    codes = {helper.exitcode for helper in helpers} - {0}
+                    print(f"helpers ended with status {codes}: {len(left)} runs are made one by one", file=sys.stderr)
+                    return
                 continue
-            if problem is not None:
-                raise problem
             step = weight[request] if step is None else step
             bar.update(step - done[request])
             done[request] = step
@@ -145,19 +162,16 @@ def _work(parent: int, made_of: dict[str, Any], threads: int, tasks: Any, told: 
     end_with_parent(parent)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # it comes to all; the parent decides, and asks with SIGTERM
     torch.set_num_threads(threads)
-    request = ""
-    try:
-        with threadpool_limits(threads):
-            study = Study(**made_of, progress=False)
-            while (chain := tasks.get()) is not None:
-                for request in chain:
-                    making = {"progress": _Told(request, told)} if _trains(request) else {}
+    with threadpool_limits(threads), Sigterm() as sigterm:
+        study = Study(**made_of, progress=False)
+        while (chain := tasks.get()) is not None:
+            for request in chain:
+                if sigterm.asked:
+                    raise Terminated("asked to stop")
+                making = {"progress": _Told(request, told)} if _trains(request) else {}
+                with suppress(InputError):  # the caller's `Study.run` says so
                     study.run(request, **making)
-                    told.put((request, None, None))
-    except InputError as error:
-        told.put((request, 0, InputError(str(error))))
-    except Exception:
-        told.put((request, 0, RuntimeError(f"{request}: {traceback.format_exc()}")))
+                told.put((request, None))
 
 
 class _Told:
@@ -169,4 +183,4 @@ class _Told:
     def __call__(self, step: int) -> None:
         if time.monotonic() - self.last > TOLD_EACH:
             self.last = time.monotonic()
-            self.told.put((self.request, step - 1, None))  # the last one is told when the run is whole
+            self.told.put((self.request, step - 1))  # the last one is told when the run is whole

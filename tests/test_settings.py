@@ -20,7 +20,8 @@ def test_settings_are_those_of_the_profile(name: str) -> None:
     profile, said = load_profile(name), settings_of(name)
     tokens = math.prod(n // profile.encoder.patch_size for n in profile.geometry.grid)
     hidden = random_mask(1, tokens, profile.mask.ratio).hidden.shape[1]
-    assert f"{hidden} of {tokens} tokens" in said and f"| {profile.spectral.high_pass:g}, " in said
+    assert (f"{hidden} of {tokens} tokens" in said) == (profile.mask.kind != "replica")
+    assert f"| {profile.spectral.high_pass:g}, " in said
     for arm in ("mae", "vcr-jepa"):
         assert f"{arm} {profile.pretraining(arm, 0).optimiser.lr:g}" in said
 
@@ -36,6 +37,13 @@ def test_the_authors_draw_hides_what_is_said() -> None:
 def test_every_profile_is_listed_with_what_it_is_for() -> None:
     lines = profile_table().splitlines()[2:]
     assert [line.split("`")[1] for line in lines] == list(FOR) and sorted(FOR) == NAMES
+
+
+def test_what_differs_between_arms_or_was_changed_is_said() -> None:
+    replica = load_profile("replica")
+    steps = {replica.pretraining(arm, 0).optimiser.steps for arm in ("mae", "jepa")}
+    assert len(steps) == 2 and all(f"{n:,}" in settings_of("replica") for n in steps)
+    assert "| 0.5, from 0 at" in settings_of("quick", {"spectral.weight": 0.5})
 
 
 def test_every_subject_stands_on_one_side_of_the_table() -> None:

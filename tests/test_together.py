@@ -32,6 +32,7 @@ def always(monkeypatch: pytest.MonkeyPatch) -> None:
     """Processes are started however little there is to make."""
     monkeypatch.setattr(together, "WORTH", 0.0)
     monkeypatch.setattr(together, "SUBJECTS", 0)
+    monkeypatch.setattr(together, "usable_cores", lambda: 2)
 
 
 def test_side_by_side_is_the_same_as_one_after_the_other(
@@ -45,7 +46,7 @@ def test_side_by_side_is_the_same_as_one_after_the_other(
             together.make_together(study, CHAINS)
             assert all(study.identify(f"optional:{request}") != "absent" for chain in CHAINS for request in chain)
         else:
-            torch.set_num_threads(max(len(os.sched_getaffinity(0)) // len(CHAINS), 1))
+            torch.set_num_threads(1)
         try:
             for chain in CHAINS:
                 made[name] = made.get(name, []) + [study.run(request) for request in chain]
@@ -59,13 +60,19 @@ def test_side_by_side_is_the_same_as_one_after_the_other(
             assert (one.path / file).read_bytes() == (other.path / file).read_bytes(), (one.id, file)
 
 
-def test_the_first_refusal_is_the_caller_s_and_the_others_are_stopped(always: None) -> None:
+def test_a_refusal_and_a_death_are_left_to_the_caller_and_stop_nobody_else(
+    always: None, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     study = Study("tiny", overrides=SMALL, progress=False)
-    monkey = dict(study.made_of)
-    study.made_of = {**monkey, "overrides": {**SMALL, "optimiser.lr": "none"}}  # nobody can open this study
-    with pytest.raises(InputError, match="lr must be float"):
-        together.make_together(study, [["pretrain:mae"], ["pretrain:jepa"]])
-    assert not multiprocessing.active_children()
+    monkeypatch.setattr(together, "_travels", lambda study, request: True)  # as if it were there to be made
+    together.make_together(study, [["probe:mae:nowhere"], ["pretrain:mae"]])
+    assert study.identify("optional:pretrain:mae") != "absent" and not multiprocessing.active_children()
+    with pytest.raises(InputError, match="nowhere"):
+        study.run("probe:mae:nowhere")
+    study.made_of = {**study.made_of, "overrides": {**SMALL, "optimiser.lr": "none"}}  # no helper can open this study
+    together.make_together(study, [["pretrain:jepa"], ["pretrain:sl-mae"]])
+    assert study.identify("optional:pretrain:jepa") == "absent" and not multiprocessing.active_children()
+    assert "2 runs are made one by one" in capfd.readouterr().err
 
 
 def test_little_work_and_work_that_is_done_start_no_process(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -73,6 +80,12 @@ def test_little_work_and_work_that_is_done_start_no_process(monkeypatch: pytest.
     study = Study("tiny", overrides=SMALL, progress=False)
     together.make_together(study, [["pretrain:mae"], ["pretrain:jepa"]])
     together.make_together(study, [["pretrain:mae"]])
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)  # as a sweep's kernels are told
+        assert together.usable_cores() == 1
+    finally:
+        torch.set_num_threads(threads)
 
 
 def test_every_request_of_the_comparison_is_in_one_chain() -> None:
@@ -88,7 +101,7 @@ LONG = """
 from brainfm_lib import launch, together
 from brainfm_lib.study import Study
 if __name__ == "__main__":
-    together.WORTH = 0.0
+    together.WORTH, together.usable_cores = 0.0, lambda: 2
     study = Study("tiny", overrides={"optimiser.steps": %d}, progress=False, cpu=True)
     study.arms = ("mae", "jepa")
     launched = dict(launch.pretrain_arms(study))

@@ -35,6 +35,7 @@ def shipped_studies(manifest: str | Path | None = None) -> list[Study]:
     for study in studies:
         for request in judged(study):
             study.optional(request)
+        study.used = {request: run for request, run in study.used.items() if run.shipped}  # nothing that was made here
     return studies
 
 
@@ -48,7 +49,7 @@ def tables_of(study: Study, kind: str, table: str) -> dict[str, pd.DataFrame]:
     """Arm -> a table of its run of `kind` (``latents``, ``reconstruction``), where that is there."""
     arms = comparison.encoders(study) if kind == "latents" else comparison.trained_arms(study)
     runs: dict[str, Run | None] = {arm: study.optional(f"{kind}:{arm}") for arm in arms}
-    return {arm: run.table(table) for arm, run in runs.items() if run is not None}
+    return {arm: run.table(table) for arm, run in runs.items() if run is not None and run.shipped}
 
 
 def seeds_table(study: Study, most: int = 10) -> pd.DataFrame:
@@ -57,9 +58,8 @@ def seeds_table(study: Study, most: int = 10) -> pd.DataFrame:
     for seed in range(most):
         for task in study.simulated_tasks:
             for arm in comparison.trained_arms(study):
-                request = f"probe:{arm}:{task}"
-                run = study.variant(request, f"seed={seed}").optional(request)
-                if run is not None:
+                run = study.optional(f"probe:{arm}:{task}@seed={seed}")
+                if run is not None and run.shipped:
                     row = run.table("results").set_index("metric").loc[METRIC]
                     rows.append({"task": task, "arm": arm, "seed": seed, "estimate": float(row["estimate"])})
     return pd.DataFrame(rows, columns=["task", "arm", "seed", "estimate"])

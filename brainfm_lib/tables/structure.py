@@ -43,19 +43,15 @@ def seams_table(seams: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
 def dimension_table(dimensions: Mapping[str, Mapping[str, pd.DataFrame]], titles: Mapping[str, str]) -> pd.DataFrame:
     """Arms down, tasks across: discriminative dimension of pooled features, and its 95 % interval.
 
-    A dimension is not told where its interval holds nine tenths of all that is possible.
-
     Args:
         dimensions: Task -> arm -> table with one row: estimate, low, high.
         titles: Task -> its name.
     """
     columns: dict[str, dict[str, str]] = {}
-    possible = max((table["high"].max() for arms in dimensions.values() for table in arms.values()), default=0.0)
     for task, arms in dimensions.items():
         for arm, table in arms.items():
             r = table.iloc[0]
-            anything = r["high"] - r["low"] >= 0.9 * (possible - 1)
-            said = "not told" if pd.isna(r["estimate"]) or anything else f"{r['estimate']:.1f}"
+            said = "not told" if pd.isna(r["estimate"]) else f"{r['estimate']:.1f}"
             cell = "–" if pd.isna(r["low"]) else f"{said}<br><small>[{r['low']:.1f}, {r['high']:.1f}]</small>"
             columns.setdefault(titles.get(task, task), {})[title(arm)] = cell
     return pd.DataFrame(columns).rename_axis("arm").reset_index()
