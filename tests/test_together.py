@@ -98,9 +98,11 @@ def test_every_request_of_the_comparison_is_in_one_chain() -> None:
 
 
 LONG = """
+import signal
 from brainfm_lib import launch, together
 from brainfm_lib.study import Study
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs are born without
     together.WORTH, together.usable_cores = 0.0, lambda: 2
     study = Study("tiny", overrides={"optimiser.steps": %d}, progress=False, cpu=True)
     study.arms = ("mae", "jepa")
