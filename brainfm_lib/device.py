@@ -1,6 +1,7 @@
 """Which device there is, and which precision it is faster in."""
 
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -34,6 +35,22 @@ def faster_precision(device: torch.device) -> str:
 def training_precision(device: torch.device, width: int) -> str:
     """The same for training an encoder of that width: on a CPU, conversions cost narrow ones more than they win."""
     return "fp32" if device.type == "cpu" and width < NARROW else faster_precision(device)
+
+
+@contextmanager
+def training_threads(device: torch.device, width: int) -> Iterator[None]:
+    """What a training of an encoder of that width computes with: a narrow one on a CPU with one thread.
+
+    More would not be faster, and what comes out depends on their number: so it is the same on any number of cores, and
+    whether an encoder is trained alone or beside others.
+    """
+    before = torch.get_num_threads()
+    if device.type == "cpu" and width < NARROW:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def autocast(device: torch.device) -> AbstractContextManager[Any]:

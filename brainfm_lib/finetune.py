@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from brainfm_lib.data.augment import AugmentConfig, augment, draw_augmentation, zscore
-from brainfm_lib.device import best_device
+from brainfm_lib.device import NARROW, best_device, training_threads
 from brainfm_lib.features import VolumeReader, pool
 from brainfm_lib.models import VisionTransformer3d
 from brainfm_lib.models.attentive import AttentivePool
@@ -138,7 +138,9 @@ def make_finetune(
         device = best_device(cpu=cpu)
         encoder = None if encoder_folder is None else VisionTransformer3d.from_pretrained(encoder_folder)
         bank = volumes().read(table["row"].to_numpy()).astype(np.float16)
-        result = finetune(encoder, bank, table, config, seed=settings["seed"], device=device)
+        width = NARROW if encoder is None else encoder.config.embed_dim
+        with training_threads(device, width):
+            result = finetune(encoder, bank, table, config, seed=settings["seed"], device=device)
         # Fixed scores of cross-validated models permute too leniently, and refitting them is dear: no p is given.
         write_result(result, settings, folder, p=float("nan") if "fold" in table else None)
         return {"device": device.type, "epochs": config.epochs}

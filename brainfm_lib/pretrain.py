@@ -31,7 +31,7 @@ from brainfm_lib.checkpoint import (
 from brainfm_lib.data.augment import AugmentConfig, augment, draw_augmentation, zscore
 from brainfm_lib.data.batches import Batches, batch_rows
 from brainfm_lib.data.geometry import Geometry
-from brainfm_lib.device import peak_memory, training_precision
+from brainfm_lib.device import peak_memory, training_precision, training_threads
 from brainfm_lib.errors import InputError
 from brainfm_lib.graphed import GraphedLoss
 from brainfm_lib.identity import stable_hash
@@ -158,8 +158,7 @@ class Trainer:
         rows = batch_rows(len(self.batches), optimiser.batch_size, self.config.seed, self.step)
         started = saved = time.perf_counter()
         before = self.seconds
-        shown = progress is True and self.accelerator.is_main_process
-        arm = self.config.objective.arm
+        shown, arm = progress is True and self.accelerator.is_main_process, self.config.objective.arm
         bar = tqdm(total=optimiser.steps, initial=self.step, desc=arm, disable=not shown, mininterval=1.0)
         upcoming = next(rows)
         with bar, Sigterm() as sigterm:  # Ctrl-C may come in mid-step: the last checkpoint stands, none is written
@@ -390,7 +389,9 @@ def make_pretrain(
     def make(folder: Path) -> dict[str, Any]:
         loaded = volumes()
         started(folder)
-        return Trainer(config, *loaded, folder, **trainer).run(progress=progress)
+        made = Trainer(config, *loaded, folder, **trainer)
+        with training_threads(made.device, config.objective.encoder.embed_dim):
+            return made.run(progress=progress)
 
     return make
 

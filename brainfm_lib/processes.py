@@ -15,6 +15,11 @@ from typing import Any
 LOOKED = 1.0  # seconds between two looks at whether the parent is there
 
 
+def bound_cores() -> int:
+    """Cores that this process is bound to."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def end_with_parent(parent: int) -> None:
     """Call first in a helper: it ends when its parent does, also one that was killed.
 

@@ -1,7 +1,7 @@
 """Runs that do not wait for each other are made at once, in processes of their own, each with its share of the cores.
 
 A small network leaves most of a machine idle, however many threads take part in each of its many short operations; two
-networks side by side do not. What is made is the same: runs are found by their identity, whoever made them.
+networks side by side do not. What is made is the same, byte for byte, whoever makes it: see `device.training_threads`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import sys
 import time
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -25,10 +24,10 @@ from brainfm_lib.compute import pretraining_cost
 from brainfm_lib.data.batches import free_memory
 from brainfm_lib.device import NARROW, best_device
 from brainfm_lib.errors import InputError
-from brainfm_lib.processes import end_with_parent
+from brainfm_lib.processes import bound_cores, end_with_parent
 from brainfm_lib.stopping import Sigterm, Terminated
 from brainfm_lib.study import Study
-from brainfm_lib.verdict import CONTROL
+from brainfm_lib.verdict import CNN, CONTROL
 
 if TYPE_CHECKING:
     from multiprocessing.process import BaseProcess
@@ -50,7 +49,7 @@ def make_together(study: Study, chains: Iterable[Sequence[str]]) -> None:
 
     Args:
         study: Whose runs. Left to `Study.run` are wide encoders, which fill a machine one by one; all work where there
-            is a GPU; encoders that were brought along; and volumes in this process' memory.
+            is a GPU; the supervised network; encoders that were brought along; and volumes in this process' memory.
         chains: Requests. Those of a chain are made one after the other, different chains at once.
     """
     on_cpu = best_device(cpu=study.cpu).type == "cpu"
@@ -59,7 +58,7 @@ def make_together(study: Study, chains: Iterable[Sequence[str]]) -> None:
     wanted = [[request for request in chain if _travels(study, request)] for chain in chains]
     wanted = [chain for chain in wanted if chain]
     cores = usable_cores()
-    count = min(len(wanted), cores, MOST, int(_free_memory() / EACH))
+    count = min(len(wanted), cores, MOST, int(free_memory() / EACH))
     if count < 2 or not _worthwhile(study, wanted):
         return
     if any(_trains(request) for chain in wanted for request in chain):
@@ -82,23 +81,13 @@ def make_together(study: Study, chains: Iterable[Sequence[str]]) -> None:
 
 def usable_cores() -> int:
     """Cores that this process may keep busy: those it is bound to, and no more than torch was told to use."""
-    bound = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(bound, torch.get_num_threads())
-
-
-def _free_memory() -> float:
-    """Bytes that could be had without swapping."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        return 1024.0 * int(next(line for line in lines if line.startswith("MemAvailable:")).split()[1])
-    except (OSError, StopIteration):
-        return free_memory()
+    return min(bound_cores(), torch.get_num_threads())
 
 
 def _travels(study: Study, request: str) -> bool:
     """Whether a run is missing and may be made by another process."""
     arm = request.partition("@")[0].split(":")[1]
-    return arm not in study.own and study.identify(f"optional:{request}") == "absent"
+    return arm not in study.own and arm != CNN and study.identify(f"optional:{request}") == "absent"
 
 
 def _worthwhile(study: Study, chains: Sequence[Sequence[str]]) -> bool:

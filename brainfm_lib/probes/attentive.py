@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from brainfm_lib.device import best_device
+from brainfm_lib.device import best_device, training_threads
 from brainfm_lib.features import VolumeReader, extract_tokens
 from brainfm_lib.models import VisionTransformer3d
 from brainfm_lib.models.attentive import AttentivePool
@@ -103,9 +103,10 @@ def make_attentive(
         rows = table["row"].to_numpy()
         with tempfile.TemporaryDirectory(dir=folder, prefix=".tokens-") as scratch:
             tokens = extract_tokens(encoder, volumes(), rows, Path(scratch), batch_size=batch_size, device=device)
-            result = attentive_probe(
-                tokens, table, config, heads=encoder.config.heads, seed=settings["seed"], device=device
-            )
+            with training_threads(device, encoder.config.embed_dim):
+                result = attentive_probe(
+                    tokens, table, config, heads=encoder.config.heads, seed=settings["seed"], device=device
+                )
             del tokens
         write_result(result, settings, folder, p=float("nan") if "fold" in table else None)
         return {"device": device.type}

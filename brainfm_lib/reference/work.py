@@ -17,7 +17,7 @@ from brainfm_lib.checkpoint import snapshot_steps
 from brainfm_lib.data.phantom.bank import PhantomBank
 from brainfm_lib.device import best_device
 from brainfm_lib.errors import InputError
-from brainfm_lib.processes import end_with_parent, given_up_on_error
+from brainfm_lib.processes import bound_cores, end_with_parent, given_up_on_error
 from brainfm_lib.reference import plan as planning
 from brainfm_lib.reference.collect import collect
 from brainfm_lib.reference.plan import Part, Plan
@@ -51,7 +51,7 @@ def make_reference(
     state = folder / "state"
     state.mkdir(parents=True, exist_ok=True)
     os.environ["BRAINFM_RUNS"] = str((state / "runs").resolve())
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = bound_cores()
     clock = Clock(state / SPENT, minutes)
     asked = planning.asked_for(cpu=cpu, manifest=manifest, profiles=profiles)
     with stopped_by_sigterm(sitting), sampled(state / BUSY, best_device(cpu=cpu)), clock:

@@ -108,6 +108,45 @@ def test_prepare_pretrain_features_and_probe_survive_kills(undisturbed: tuple[Pa
     assert finish(root, CODE, *WORDS) < 0.9 * seconds  # no lock is stuck, nothing is made again
 
 
+# two arms side by side in processes of their own, however little there is to train
+BESIDE = """\
+import sys
+from brainfm_lib import judging, together
+from brainfm_lib.study import Study
+if __name__ == "__main__":
+    together.WORTH, together.SUBJECTS, together.usable_cores = 0.0, 0, lambda: 2
+    study = Study("small.yaml", cpu=True, progress=False)
+    study.arms = ("mae", "vcr-jepa")
+    together.make_together(study, [["pretrain:mae"], ["pretrain:vcr-jepa"]])
+    together.make_together(study, judging.chains(study))
+    for chain in judging.chains(study):
+        for request in chain:
+            study.run(request)
+"""
+
+
+def test_what_is_made_side_by_side_survives_the_death_of_who_asked_for_it(tmp_path: Path) -> None:
+    """The parent alone is killed: its helpers end by themselves, and what was half made goes on, in whatever hands."""
+    roots = [project(tmp_path / name) for name in ("whole", "killed") if (tmp_path / name).mkdir() is None]
+    for root in roots:
+        (root / "beside.py").write_text(BESIDE)
+    code = "import runpy; runpy.run_path('beside.py', run_name='__main__')"
+    seconds = finish(roots[0], code)
+    rng = random.Random(2)
+    for _ in range(times(2, 30)):
+        process = start(roots[1], code)
+        try:
+            assert process.wait(timeout=rng.uniform(0.2, 0.9) * seconds) == 0, (roots[1] / "log").read_text()[-3000:]
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+    finish(roots[1], code)
+    for folder in ("runs", "store"):
+        assert contents(roots[1] / folder) == contents(roots[0] / folder), folder
+    left = [p.name for p in roots[1].rglob("*") if ".tmp" in p.name or p.name.startswith((".partial", "checkpoint-"))]
+    assert left == [], left
+
+
 def test_sigterm_writes_a_checkpoint_and_the_end_is_the_same(undisturbed: tuple[Path, float], tmp_path: Path) -> None:
     whole, _ = undisturbed
     root = project(tmp_path)
