@@ -113,13 +113,9 @@ def _detectable(paired: pd.DataFrame, arms: list[str], baseline: str) -> str:
     low, high = rows["detectable"].min(), rows["detectable"].max()
     if low >= 1:  # an AUROC cannot differ by as much
         return ", which could have shown no true difference at all"
-    size = (
-        f"{low:.2f}"
-        if f"{low:.2f}" == f"{high:.2f}"
-        else f"{low:.2f} to {high:.2f}"
-        if high < 1
-        else f"{low:.2f} or more"
-    )
+    size = f"{low:.2f} to {high:.2f}" if high < 1 else f"{low:.2f} or more"
+    if f"{low:.2f}" == f"{high:.2f}":
+        size = f"{low:.2f}"
     return f", which would have shown a true difference of {size} four times in five"
 
 
