@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from brainfm_lib.data.batches import batch_rows
-from brainfm_lib.device import training_threads
+from brainfm_lib.device import fixed_threads
 from brainfm_lib.errors import InputError
 from brainfm_lib.identity import stable_hash, write_atomic
 from brainfm_lib.paths import runs_dir
@@ -175,7 +175,7 @@ def seconds_per_step(
     trainer.step = config.optimiser.steps // 2
     rows = batch_rows(len(volumes), config.optimiser.batch_size, config.seed)
     times = []
-    with training_threads(trainer.device, config.objective.encoder.embed_dim):
+    with fixed_threads(trainer.device, config.objective.encoder.embed_dim):
         for _ in range(steps + 2):
             start = time.perf_counter()
             float(trainer.train_step(next(rows))["loss"])  # reading the loss waits for the device

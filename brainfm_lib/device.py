@@ -38,11 +38,11 @@ def training_precision(device: torch.device, width: int) -> str:
 
 
 @contextmanager
-def training_threads(device: torch.device, width: int) -> Iterator[None]:
-    """What a training of an encoder of that width computes with: a narrow one on a CPU with one thread.
+def fixed_threads(device: torch.device, width: int) -> Iterator[None]:
+    """What an encoder of that width trains and computes features with: a narrow one on a CPU with one thread.
 
-    More would not be faster, and what comes out depends on their number: so it is the same on any number of cores, and
-    whether an encoder is trained alone or beside others.
+    Training would not be faster with more, and what comes out depends on their number: so it is the same on any number
+    of cores, and whether an encoder is made alone or beside others.
     """
     before = torch.get_num_threads()
     if device.type == "cpu" and width < NARROW:

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from brainfm_lib.data.augment import zscore
 from brainfm_lib.data.batches import scaled
-from brainfm_lib.device import autocast, best_device
+from brainfm_lib.device import autocast, best_device, fixed_threads
 from brainfm_lib.errors import InputError
 from brainfm_lib.models import VisionTransformer3d
 from brainfm_lib.tokens import patch_grid
@@ -91,13 +91,14 @@ def extract(
     encoder = encoder.to(device).eval()
     blocks = sorted(set(blocks or read_blocks(encoder)))
     collected: dict[str, list[Tensor]] = {}
-    for batch in batches(volumes, batch_size, device):
-        grid = patch_grid(batch.shape, encoder.config.patch_size)
-        with autocast(device):
-            outputs = encoder.block_outputs(batch, blocks)
-        for block, tokens in outputs.items():
-            for pooling in poolings:
-                collected.setdefault(f"{pooling}@{block}", []).append(pool(tokens, grid, pooling).cpu())
+    with fixed_threads(device, encoder.config.embed_dim):
+        for batch in batches(volumes, batch_size, device):
+            grid = patch_grid(batch.shape, encoder.config.patch_size)
+            with autocast(device):
+                outputs = encoder.block_outputs(batch, blocks)
+            for block, tokens in outputs.items():
+                for pooling in poolings:
+                    collected.setdefault(f"{pooling}@{block}", []).append(pool(tokens, grid, pooling).cpu())
     return {name: torch.cat(parts).numpy() for name, parts in collected.items()}
 
 
@@ -127,18 +128,19 @@ def extract_tokens(
     device = torch.device(device)
     encoder = encoder.to(device).eval()
     found: dict[str, np.ndarray] = {}
-    for start in range(0, len(rows), batch_size):
-        chosen = rows[start : start + batch_size].tolist()
-        batch = zscore(torch.from_numpy(np.ascontiguousarray(volumes.read(chosen))).unsqueeze(1))
-        with autocast(device):
-            outputs = encoder.block_outputs(batch.to(device), read_blocks(encoder))
-        for block, tokens in outputs.items():
-            shape = (len(rows), *tokens.shape[1:])
-            if str(block) not in found:
-                found[str(block)] = np.lib.format.open_memmap(
-                    folder / f"{block}.npy", mode="w+", dtype=np.float16, shape=shape
-                )
-            found[str(block)][start : start + len(tokens)] = tokens.half().cpu().numpy()
+    with fixed_threads(device, encoder.config.embed_dim):
+        for start in range(0, len(rows), batch_size):
+            chosen = rows[start : start + batch_size].tolist()
+            batch = zscore(torch.from_numpy(np.ascontiguousarray(volumes.read(chosen))).unsqueeze(1))
+            with autocast(device):
+                outputs = encoder.block_outputs(batch.to(device), read_blocks(encoder))
+            for block, tokens in outputs.items():
+                shape = (len(rows), *tokens.shape[1:])
+                if str(block) not in found:
+                    found[str(block)] = np.lib.format.open_memmap(
+                        folder / f"{block}.npy", mode="w+", dtype=np.float16, shape=shape
+                    )
+                found[str(block)][start : start + len(tokens)] = tokens.half().cpu().numpy()
     return found
 
 

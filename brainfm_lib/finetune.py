@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from brainfm_lib.data.augment import AugmentConfig, augment, draw_augmentation, zscore
-from brainfm_lib.device import NARROW, best_device, training_threads
+from brainfm_lib.device import NARROW, best_device, fixed_threads
 from brainfm_lib.features import VolumeReader, pool
 from brainfm_lib.models import VisionTransformer3d
 from brainfm_lib.models.attentive import AttentivePool
@@ -120,7 +120,8 @@ def finetune(
     def rate(name: str) -> float:
         return config.layer_decay ** (depth + 1 - _level(name, depth))
 
-    return train_and_score(make_model, load, table, config, rate=rate, started=started, seed=seed, device=device)
+    with fixed_threads(device, NARROW if encoder is None else encoder.config.embed_dim):
+        return train_and_score(make_model, load, table, config, rate=rate, started=started, seed=seed, device=device)
 
 
 def make_finetune(
@@ -138,9 +139,7 @@ def make_finetune(
         device = best_device(cpu=cpu)
         encoder = None if encoder_folder is None else VisionTransformer3d.from_pretrained(encoder_folder)
         bank = volumes().read(table["row"].to_numpy()).astype(np.float16)
-        width = NARROW if encoder is None else encoder.config.embed_dim
-        with training_threads(device, width):
-            result = finetune(encoder, bank, table, config, seed=settings["seed"], device=device)
+        result = finetune(encoder, bank, table, config, seed=settings["seed"], device=device)
         # Fixed scores of cross-validated models permute too leniently, and refitting them is dear: no p is given.
         write_result(result, settings, folder, p=float("nan") if "fold" in table else None)
         return {"device": device.type, "epochs": config.epochs}

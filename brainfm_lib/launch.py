@@ -13,7 +13,7 @@ from typing import Any
 
 import torch.distributed as distributed
 
-from brainfm_lib.device import training_threads
+from brainfm_lib.device import fixed_threads
 from brainfm_lib.pretrain import Trainer
 from brainfm_lib.study import Study
 from brainfm_lib.together import make_together
@@ -70,5 +70,5 @@ def _follow(study: Study, arm: str) -> None:
         config = study.profile.pretraining(arm, study.seed)
         folder = Path(message[0])
         trainer = Trainer(config, *volumes, folder, cpu=study.cpu, compile=study.compile, recompute=study.recompute)
-        with training_threads(trainer.device, study.profile.encoder.embed_dim):
+        with fixed_threads(trainer.device, study.profile.encoder.embed_dim):
             trainer.run()

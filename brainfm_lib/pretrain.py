@@ -31,7 +31,7 @@ from brainfm_lib.checkpoint import (
 from brainfm_lib.data.augment import AugmentConfig, augment, draw_augmentation, zscore
 from brainfm_lib.data.batches import Batches, batch_rows
 from brainfm_lib.data.geometry import Geometry
-from brainfm_lib.device import peak_memory, training_precision, training_threads
+from brainfm_lib.device import fixed_threads, peak_memory, training_precision
 from brainfm_lib.errors import InputError
 from brainfm_lib.graphed import GraphedLoss
 from brainfm_lib.identity import stable_hash
@@ -390,7 +390,7 @@ def make_pretrain(
         loaded = volumes()
         started(folder)
         made = Trainer(config, *loaded, folder, **trainer)
-        with training_threads(made.device, config.objective.encoder.embed_dim):
+        with fixed_threads(made.device, config.objective.encoder.embed_dim):
             return made.run(progress=progress)
 
     return make

@@ -1,7 +1,7 @@
 """Runs that do not wait for each other are made at once, in processes of their own, each with its share of the cores.
 
 A small network leaves most of a machine idle, however many threads take part in each of its many short operations; two
-networks side by side do not. What is made is the same, byte for byte, whoever makes it: see `device.training_threads`.
+networks side by side do not. What is made is the same, byte for byte, whoever makes it: see `device.fixed_threads`.
 """
 
 from __future__ import annotations

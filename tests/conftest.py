@@ -5,8 +5,10 @@ from pathlib import Path
 
 import pytest
 
-# Two workers of two threads each would wait for each other on two cores.
-os.environ.setdefault("OMP_NUM_THREADS", "1" if "PYTEST_XDIST_WORKER" in os.environ else "2")
+# Two workers of two threads each would wait for each other on two cores, whatever the machine says.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ["OMP_NUM_THREADS"] = "1"
+os.environ.setdefault("OMP_NUM_THREADS", "2")
 REPOSITORY = Path(__file__).resolve().parents[1]
 SAMPLE_DATA = REPOSITORY.parent / "shared" / "data"
 

@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 import torch
 
+from brainfm_lib.features import extract
 from brainfm_lib.finetune import Classifier, FinetuneConfig, _level, finetune, make_finetune
 from brainfm_lib.models import VisionTransformer3d, VisionTransformerConfig
 from brainfm_lib.models.attentive import AttentivePool
@@ -116,6 +117,30 @@ def test_a_run_reads_the_rows_of_its_task(encoder, tmp_path):
     make_finetune(tmp_path / "encoder", lambda: Reader(volumes[::-1]), table, config, settings, cpu=True)(tmp_path)
     expected = finetune(encoder, volumes, table, config).predictions
     pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "predictions.parquet"), expected)
+
+
+def test_the_number_of_threads_changes_no_score_and_no_feature(encoder):
+    volumes, table = task(60)
+    tokens = {"last": np.random.default_rng(0).normal(size=(100, 64, 248)).astype(np.float32)}
+    wider = VisionTransformer3d(VisionTransformerConfig(patch_size=8, embed_dim=128, depth=2, heads=2))
+    makers = {
+        "finetune": lambda: finetune(encoder, volumes, table, FinetuneConfig(epochs=1)).predictions["score_1"],
+        "attentive": lambda: attentive_probe(tokens, task()[1], AttentiveConfig(epochs=2), heads=4).predictions[
+            "score_1"
+        ],
+        "features": lambda: extract(wider, Reader(volumes[:37]), poolings=["mean+std"], batch_size=36)["mean+std@2"],
+    }
+    before = torch.get_num_threads()
+    try:
+        for name, make in makers.items():
+            found = []
+            for threads in (1, 2, 3, 8):
+                torch.set_num_threads(threads)
+                found.append(np.asarray(make()))
+                assert torch.get_num_threads() == threads
+            assert all((found[0] == other).all() for other in found), name
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_attentive_pool_is_a_mean_of_values_weighted_by_attention():

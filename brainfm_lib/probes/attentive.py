@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from brainfm_lib.device import best_device, training_threads
+from brainfm_lib.device import best_device, fixed_threads
 from brainfm_lib.features import VolumeReader, extract_tokens
 from brainfm_lib.models import VisionTransformer3d
 from brainfm_lib.models.attentive import AttentivePool
@@ -72,7 +72,8 @@ def attentive_probe(
         def load(rows: Array, _: torch.Generator | None) -> Tensor:
             return torch.from_numpy(values[rows]).to(device).float()
 
-        return train_and_score(make_model, load, table, config, seed=seed, device=device)
+        with fixed_threads(device, values.shape[-1]):
+            return train_and_score(make_model, load, table, config, seed=seed, device=device)
 
     found = {block: on(values) for block, values in tokens.items()}
     parts, chosen = [], []
@@ -103,10 +104,9 @@ def make_attentive(
         rows = table["row"].to_numpy()
         with tempfile.TemporaryDirectory(dir=folder, prefix=".tokens-") as scratch:
             tokens = extract_tokens(encoder, volumes(), rows, Path(scratch), batch_size=batch_size, device=device)
-            with training_threads(device, encoder.config.embed_dim):
-                result = attentive_probe(
-                    tokens, table, config, heads=encoder.config.heads, seed=settings["seed"], device=device
-                )
+            result = attentive_probe(
+                tokens, table, config, heads=encoder.config.heads, seed=settings["seed"], device=device
+            )
             del tokens
         write_result(result, settings, folder, p=float("nan") if "fold" in table else None)
         return {"device": device.type}
