@@ -16,10 +16,11 @@ import torch
 from threadpoolctl import threadpool_limits
 
 from brainfm_lib.budget import seconds_per_step
+from brainfm_lib.config import load_profile
 from brainfm_lib.data.batches import free_memory
 from brainfm_lib.data.manifest import PhantomCohort, load_manifest
 from brainfm_lib.data.phantom.bank import PhantomBank
-from brainfm_lib.device import best_device
+from brainfm_lib.device import NARROW, best_device
 from brainfm_lib.errors import InputError
 from brainfm_lib.identity import stable_hash, write_atomic
 from brainfm_lib.integrity import file_digest
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 
 LADDER = ("reference", "compact", "quick", "tiny")  # profiles, the largest first: the first that fits is taken
 COMPACT = "compact"  # of the encoders that ship
-WANTED = {"reference": 80_000, "compact": 1_000_000}  # volumes an arm and seed sees, if there is time for as many
+WANTED = {"reference": 80_000, "compact": 1_000_000, "quick": 1_000_000}  # volumes an arm and seed sees, given time
 FEWEST = 10_000  # volumes below which the next smaller profile is taken; the last one takes what there is
 BANK = 40_000  # scans to train on, at most
 RESERVE = 0.1  # of the budget is not planned with
@@ -45,6 +46,7 @@ STARTING = 20.0  # seconds in which processes that fit probes start
 TIMED_SCANS = {"cpu": 16, "cuda": 512}  # rendered to see how long that takes
 MEMORY_SHARE = 0.8  # of the memory that training leaves, at most, for banks
 TIMED = 7  # steps, the first two of which do not count
+BESIDE = 0.9  # of its speed is left to a training with others beside it
 LONGEST = 6.0  # seconds that timing an arm in whole batches may take, or else two volumes a batch have to do
 
 
@@ -182,16 +184,19 @@ def make_plan(
         rates[name] = measured
         left = minutes * 60 * (1 - RESERVE) - (time.perf_counter() - started)
         extra = COMPACT in profiles[number + 1 :]
-        large = fit(name, left * (1 - COMPACT_SHARE if extra else 1), rates[name], manifest, cores, seeds=SEEDS)
+        at_once = at_once_on(device, name, cores)
+        share = 1 - COMPACT_SHARE if extra else 1
+        large = fit(name, left * share, rates[name], manifest, cores, seeds=SEEDS, at_once=at_once)
         if large is None or (large.volumes < FEWEST and not last):
             continue
         parts = [large]
         if extra:
             rates[COMPACT] = measure(COMPACT, cpu=cpu, manifest=manifest, compiled=compiled) or {}
             left = minutes * 60 * (1 - RESERVE) - (time.perf_counter() - started)
-            small = fit(COMPACT, left * COMPACT_SHARE, rates[COMPACT], manifest, cores, seeds=1)
+            beside = at_once_on(device, COMPACT, cores)
+            small = fit(COMPACT, left * COMPACT_SHARE, rates[COMPACT], manifest, cores, seeds=1, at_once=beside)
             spent = sum(small.seconds.values()) if small else 0.0
-            again = fit(name, left - spent, rates[name], manifest, cores, seeds=SEEDS)
+            again = fit(name, left - spent, rates[name], manifest, cores, seeds=SEEDS, at_once=at_once)
             parts = [part for part in (small, again or large) if part]
         what = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type}, {cores} cores"
         return Plan(minutes, asked, what, compiled, tuple(parts), rates)
@@ -206,10 +211,12 @@ def fit(
     cores: int,
     *,
     seeds: int,
+    at_once: int = 1,
 ) -> Part | None:
     """The most seeds (up to `seeds`) for which every arm sees the `WANTED` volumes in `seconds`, else one with fewer.
 
-    Time that is left over goes into more volumes. None where there is no time for anything.
+    Time that is left over goes into more volumes; `at_once` arms are trained side by side. None where there is no time
+    for anything.
     """
     study = Study(name, manifest)
     batch = study.profile.optimiser.batch_size
@@ -223,11 +230,13 @@ def fit(
     volume = int(np.prod(study.profile.geometry.grid)) * (1 if study.profile.geometry.storage == "uint8" else 2)
     making = min(BANK, BANK_SHARE * seconds * rates["rendered"], rates.get("memory", np.inf) / volume - of_tasks)
     subjects = max(int(making) // each[pretraining], 16)
-    subjects = min(subjects, study.profile.subjects.pretraining or subjects)
+    cohort = study.manifest.cohorts[pretraining]
+    if isinstance(cohort, PhantomCohort):
+        subjects = min(subjects, int(cohort.spec.get("subjects", subjects)))  # whatever the profile keeps to
     fixed = {"rendering": (each[pretraining] * subjects + of_tasks) / rates["rendered"]}
     probing = len(study.tasks) * PROBES / rates["probes"] / cores
     per_seed = len(ARMS) * (of_tasks / rates["judged"] + probing)
-    a_volume = sum(1 / rates[arm] for arm in ARMS)
+    a_volume = makespan([1 / rates[arm] for arm in ARMS], at_once)
     once = STARTING + (1 + SNAPSHOTS) * per_seed  # controls and analyses; the learning curve
     for count in range(seeds, 0, -1):
         volumes = int(((seconds - fixed["rendering"] - once) / count - per_seed) / a_volume)
@@ -240,6 +249,20 @@ def fit(
         rounded = {what: round(seconds, 1) for what, seconds in expected.items()}
         return Part(name, count, steps, subjects, judged, steps * batch, rounded)
     return None
+
+
+def at_once_on(device: torch.device, name: str, cores: int) -> int:
+    """How many arms of a profile are trained side by side: narrow ones on a CPU, see `together`."""
+    narrow = load_profile(name).encoder.embed_dim < NARROW
+    return min(cores, len(ARMS)) if device.type == "cpu" and narrow else 1
+
+
+def makespan(seconds: Sequence[float], at_once: int) -> float:
+    """How long works of these seconds take, `at_once` beside each other, whoever is free taking the longest left."""
+    busy = [0.0] * at_once
+    for work in sorted(seconds, reverse=True):
+        busy[busy.index(min(busy))] += work
+    return max(busy) / (BESIDE if at_once > 1 else 1)
 
 
 def measure(

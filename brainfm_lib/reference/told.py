@@ -35,13 +35,11 @@ def told(summary: Mapping[str, Any] | None) -> str:
         word, profile, *rest = piece["what"].split()
         if word != "train" or not piece["finished"]:
             continue
-        arm, seed = rest
-        config = load_profile(profile, parts[profile].overrides).pretraining(arm, int(seed))
-        cost = pretraining_cost(config)
-        rate = piece["volumes_per_second"]
-        share = f"{busy[piece['what']]:.0%}" if piece["what"] in busy else "–"
-        teraflops = cost.flops / cost.volumes * rate / 1e12
-        lines.append(
-            f"| {profile}, {arm}, seed {seed} | {piece['volumes']:,} | {rate:,.0f} | {teraflops:.3g} | {share} |"
-        )
+        seed = int(rest[-1])
+        for arm, rate in piece["rates"].items():
+            cost = pretraining_cost(load_profile(profile, parts[profile].overrides).pretraining(arm, seed))
+            share = f"{busy[piece['what']]:.0%}" if piece["what"] in busy else "–"
+            teraflops = cost.flops / cost.volumes * rate / 1e12
+            row = f"| {profile}, {arm}, seed {seed} | {piece['volumes']:,} | {rate:,.0f} | {teraflops:.3g} | {share} |"
+            lines.append(row)
     return "\n".join(lines) + "\n"

@@ -24,6 +24,7 @@ from brainfm_lib.reference.plan import Part, Plan
 from brainfm_lib.reference.sitting import Clock, sampled, stopped_by_sigterm
 from brainfm_lib.runs import Run
 from brainfm_lib.study import Study
+from brainfm_lib.together import make_together
 from brainfm_lib.verdict import RAW_VOXELS
 
 PLAN, SPENT, BUSY = "plan.json", "spent.json", "busy.csv"
@@ -51,6 +52,7 @@ def make_reference(
     state = folder / "state"
     state.mkdir(parents=True, exist_ok=True)
     os.environ["BRAINFM_RUNS"] = str((state / "runs").resolve())
+    os.environ["BRAINFM_STORE"] = str((state / "store").resolve())
     cores = bound_cores()
     clock = Clock(state / SPENT, minutes)
     asked = planning.asked_for(cpu=cpu, manifest=manifest, profiles=profiles)
@@ -88,7 +90,8 @@ def _make_part(
     cores: int,
 ) -> Iterator[str]:
     device = best_device(cpu=cpu)
-    banks: dict[str, PhantomBank] = {}
+    ready: set[str] = set()  # cohorts whose volumes are there
+    at_once = planning.at_once_on(device, part.profile, cores)
     first = Study(part.profile, manifest, overrides=part.overrides, progress=False, cpu=cpu, compile=plan.compiled)
 
     def study_of(seed: int) -> Study:  # with the cohorts and banks of the first
@@ -97,8 +100,11 @@ def _make_part(
     def render(name: str) -> None:
         cohort = first.cohort(name)
         with clock.piece(f"render {part.profile} {name}", volumes=len(cohort)):
-            banks[name] = PhantomBank(cohort, first.profile.geometry, planning.bank_device(device))
-        first.keep(name, banks[name])
+            if at_once > 1:  # in files, for processes of their own to read
+                first.volumes(name)
+            else:
+                first.keep(name, PhantomBank(cohort, first.profile.geometry, planning.bank_device(device)))
+        ready.add(name)
 
     (pretraining,) = first.pretraining_cohorts
     for seed in range(part.seeds):
@@ -107,20 +113,23 @@ def _make_part(
         if seed and wanted and clock.left < RATHER * (part.seconds["training"] / part.seeds + part.seconds["judging"]):
             yield f"{part.profile}: seed {seed} is left out: {clock.left:.0f} s are left"
             break
-        if wanted and pretraining not in banks:
+        if wanted and pretraining not in ready:
             render(pretraining)
-        for arm in wanted:
-            with clock.piece(f"train {part.profile} {arm} {seed}", volumes=part.volumes) as facts:
-                run = study.run(f"pretrain:{arm}")
-                facts |= {"volumes_per_second": run.provenance["volumes_per_second"]}
+        for arms in [wanted] if at_once > 1 and wanted else [[arm] for arm in wanted]:
+            with clock.piece(f"train {part.profile} {'+'.join(arms)} {seed}", volumes=part.volumes) as facts:
+                longest_first = sorted(arms, key=lambda arm: plan.rates[part.profile][arm])
+                make_together(study, [[f"pretrain:{arm}"] for arm in longest_first])
+                runs = {arm: study.run(f"pretrain:{arm}") for arm in arms}
+                facts["rates"] = {arm: run.provenance["volumes_per_second"] for arm, run in runs.items()}
             free(device)
-            yield f"{part.profile}: {arm}, seed {seed}: {run.provenance['volumes_per_second']:,.0f} volumes/s"
+            for arm in arms:
+                yield f"{part.profile}: {arm}, seed {seed}: {facts['rates'][arm]:,.0f} volumes/s"
     for seed in range(part.seeds):
         shipped |= made_of(study_of(seed), [f"pretrain:{arm}" for arm in (*first.arms, comparison.CONTROL)])
     yield f"{part.profile}: trained; so far in {collect(folder, plan, clock, shipped.values())}"
     names = dict.fromkeys(first.cohort_of(task) for task in first.tasks)
     for name in (*names, pretraining):
-        if name not in banks:
+        if name not in ready:
             render(name)
     with given_up_on_error(workers(part, manifest, cores)) as pool:
         for seed in range(part.seeds):

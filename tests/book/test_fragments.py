@@ -119,18 +119,19 @@ def test_the_page_on_the_reference_run_says_how_it_went_or_how_to_make_it() -> N
     part = Part("quick", 1, 100, 50, 60, 1600, {"rendering": 10.0, "training": 20.0, "judging": 30.0})
     plan = Plan(5.0, "", "a device", True, (part,), {"quick": {"rendered": 9.0}})
     pieces = [
-        ("render quick pre", 11.0),
-        ("train quick mae 0", 6.0),
-        ("train quick jepa 0", 8.0),
-        ("judge quick 0", 29.0),
+        ("render quick pre", 11.0, {}),
+        ("train quick mae 0", 6.0, {"mae": 200.0}),
+        ("train quick sl-mae+jepa 0", 8.0, {"sl-mae": 190.0, "jepa": 200.0}),
+        ("judge quick 0", 29.0, {}),
     ]
     log = [
-        {"what": what, "seconds": s, "began": 0.0, "finished": True, "volumes": 1600, "volumes_per_second": 200.0}
-        for what, s in pieces
+        {"what": what, "seconds": s, "began": 0.0, "finished": True, "volumes": 1600, "rates": rates}
+        for what, s, rates in pieces
     ]
     text = told({"plan": asdict(plan), "seconds": 270.0, "log": log, "busy": {"train quick mae 0": 0.93}})
     assert "in 4.5 of 5 minutes" in text
     assert "| quick | rendering | 10 | 11 |" in text and "| quick | training | 20 | 14 |" in text
+    assert "| quick, sl-mae, seed 0 | 1,600 | 190 |" in text
     assert "| quick, mae, seed 0 | 1,600 | 200 |" in text and "| 93% |" in text and "| – |" in text
     cost = pretraining_cost(load_profile("quick", part.overrides).pretraining("jepa", 0))
     assert f"| {cost.flops / 1600 * 200 / 1e12:.3g} | –" in text
