@@ -15,6 +15,7 @@ from scipy.stats import norm
 
 from brainfm_lib.stats import (
     auroc_interval,
+    cv_auroc_interval,
     delong,
     nadeau_bengio,
     paired_auroc_difference,
@@ -39,13 +40,20 @@ def reached(hits: np.ndarray) -> str:
     return f"{100 * share:.1f} ± {100 * np.sqrt(share * (1 - share) / len(hits)):.1f} %"
 
 
-def coverage(n: int, prevalence: float, scans: int, auroc: float, studies: int) -> np.ndarray:
-    """Whether each interval holds the truth."""
+def coverage(n: int, prevalence: float, scans: int, auroc: float, folds: int, studies: int) -> np.ndarray:
+    """Whether each interval holds the truth: of one test set, or of an average over folds."""
     effect = norm.ppf(auroc) * np.sqrt(2 * (ICC + (1 - ICC) / scans))
     hits = []
     for seed in range(studies):
-        data = study(np.random.default_rng([1, seed]), n, prevalence, scans, effect)
-        found = auroc_interval(*data, draws=DRAWS, seed=seed)
+        labels, scores, subjects = study(np.random.default_rng([1, seed]), n, prevalence, scans, effect)
+        if folds > 1:
+            of_subject = np.empty(n, int)
+            for c in (0, 1):
+                members = np.flatnonzero(labels[::scans] == c)
+                of_subject[members] = np.arange(len(members)) % folds
+            found = cv_auroc_interval(labels, scores, subjects, of_subject[subjects], draws=DRAWS, seed=seed)
+        else:
+            found = auroc_interval(labels, scores, subjects, draws=DRAWS, seed=seed)
         hits.append(found.low <= auroc <= found.high)
     return np.array(hits)
 
@@ -99,26 +107,33 @@ def main() -> None:
         f"# Coverage and size over {studies:,} simulated studies\n\nMade by `benchmarks/coverage.py`, which says how.\n"
     )
     print(
-        "| subjects | cases | scans each | AUROC | 95 % intervals that hold it |\n|---:|---:|---:|---:|---:|",
+        "| subjects | cases | scans each | AUROC | folds | 95 % intervals that hold it |\n" + "|---:" * 6 + "|",
         flush=True,
     )
-    for n, prevalence, scans, area in (
-        (40, 0.5, 3, 0.75),
-        (100, 0.5, 2, 0.75),
-        (100, 0.2, 2, 0.75),
-        (300, 0.3, 2, 0.65),
-        (60, 0.1, 2, 0.75),
-        (12, 0.5, 2, 0.75),
+    for n, prevalence, scans, area, folds in (
+        (40, 0.5, 3, 0.75, 1),
+        (100, 0.5, 2, 0.75, 1),
+        (100, 0.2, 2, 0.75, 1),
+        (300, 0.3, 2, 0.65, 1),
+        (60, 0.1, 2, 0.75, 1),
+        (12, 0.5, 2, 0.75, 1),
+        (60, 0.1, 2, 0.9, 1),
+        (40, 0.4, 2, 0.95, 1),
+        (300, 0.3, 2, 0.95, 1),
+        (28, 0.4, 1, 0.75, 5),
+        (100, 0.3, 2, 0.75, 5),
     ):
-        found = reached(coverage(n, prevalence, scans, area, studies))
-        print(f"| {n} | {prevalence:.0%} | {scans} | {area} | {found} |", flush=True)
+        found = reached(coverage(n, prevalence, scans, area, folds, studies))
+        print(f"| {n} | {prevalence:.0%} | {scans} | {area} | {folds} | {found} |", flush=True)
     print("\n| test | subjects | cases | p < 0.05 where nothing is there |\n|---|---:|---:|---:|", flush=True)
     for test, n, prevalence in (
         ("paired bootstrap", 100, 0.5),
         ("paired bootstrap", 300, 0.3),
         ("paired bootstrap", 60, 0.1),
+        ("paired bootstrap", 24, 0.25),
         ("DeLong", 100, 0.5),
         ("DeLong", 300, 0.3),
+        ("DeLong", 60, 0.1),
         ("permutation", 60, 0.4),
     ):
         print(

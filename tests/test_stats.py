@@ -2,7 +2,8 @@ import time
 
 import numpy as np
 import pytest
-from scipy.stats import norm, t
+from scipy.special import expit, logit
+from scipy.stats import norm, t, ttest_ind
 from sklearn.metrics import roc_auc_score
 
 from brainfm_lib.errors import InputError
@@ -18,6 +19,7 @@ from brainfm_lib.stats import (
     permutation_p,
     permutation_p_refit,
 )
+from brainfm_lib.stats.units import auroc_values, freedom, make_units, standard_error
 
 
 def study(n, seed, effect=1.0, scans=3, icc=0.5, prevalence=0.5):
@@ -49,21 +51,27 @@ def test_the_unit_is_subject_and_label():
     assert scores.tolist() == [9, 7, 2, 5]
 
 
-def stretched(freedom):
-    return t.ppf(0.975, freedom) / norm.ppf(0.975)
+def log_odds_interval(estimate, values, freedom):
+    """The slow, obvious one: symmetric in the log odds, with the spread of resampled areas."""
+    half = t.ppf(0.975, freedom) * np.std(values, ddof=1) / (estimate * (1 - estimate))
+    return expit(logit(estimate) + np.array([-half, half]))
 
 
 def test_interval_equals_a_brute_force_subject_bootstrap():
-    labels, scores, subjects = study(80, 1)
+    labels, scores, subjects = study(80, 1, prevalence=0.25)
     mean_labels, mean_scores, _ = aggregate_by_subject(labels, scores, subjects)
     rng, values = np.random.default_rng(0), []
     for _ in range(2000):
-        rows = np.concatenate([rng.choice(np.flatnonzero(mean_labels == c), 39) for c in (0, 1)])
-        values.append(roc_auc_score(mean_labels[rows], mean_scores[rows]))
+        rows = [rng.choice(np.flatnonzero(mean_labels == c), m - 1) for c, m in ((0, 60), (1, 20))]
+        values.append(roc_auc_score(mean_labels[np.concatenate(rows)], mean_scores[np.concatenate(rows)]))
     found = auroc_interval(labels, scores, subjects, draws=20_000)
     assert found.estimate == pytest.approx(roc_auc_score(mean_labels, mean_scores))
-    expected = found.estimate + stretched(39) * (np.quantile(values, [0.025, 0.975]) - found.estimate)
-    np.testing.assert_allclose([found.low, found.high], expected, atol=0.01)
+    won = mean_scores[mean_labels == 1][:, None] > mean_scores[mean_labels == 0]
+    parts = [(won.mean(1).var(ddof=1) / 20, 19), (won.mean(0).var(ddof=1) / 60, 59)]
+    freedom = sum(v for v, _ in parts) ** 2 / sum(v**2 / m for v, m in parts)
+    assert 19 < freedom < 78
+    expected = log_odds_interval(found.estimate, values, freedom)
+    np.testing.assert_allclose([found.low, found.high], expected, atol=0.012)
 
 
 def test_interval_of_three_classes_equals_brute_force():
@@ -77,7 +85,7 @@ def test_interval_of_three_classes_equals_brute_force():
         rows = np.concatenate([rng.choice(np.flatnonzero(labels == c), 29) for c in range(3)])
         values.append(roc_auc_score(labels[rows], weight[rows], multi_class="ovr"))
     found = auroc_interval(labels, weight, np.arange(90))
-    expected = found.estimate + stretched(29) * (np.quantile(values, [0.025, 0.975]) - found.estimate)
+    expected = log_odds_interval(found.estimate, values, 80)
     np.testing.assert_allclose([found.low, found.high], expected, atol=0.012)
 
 
@@ -101,6 +109,24 @@ def test_intervals_cover_the_truth(n, prevalence, scans):
     found = [auroc_interval(*study(n, s, effect, scans, prevalence=prevalence), draws=500, seed=s) for s in range(500)]
     coverage = np.mean([i.low <= truth <= i.high for i in found])
     assert 0.915 <= coverage <= 0.98  # 500 studies: ±0.02 around 0.95 is chance
+
+
+def test_degrees_of_freedom_and_standard_errors_are_those_of_textbooks():
+    """Welch's for two groups; of the AUROC the unbiased variance of a two-sample U-statistic."""
+    labels, scores, subjects = study(40, 7, scans=1, prevalence=0.3)
+    units = make_units(labels, scores, subjects, None)
+    won = scores[labels == 1][:, None] > scores[labels == 0]
+    m, n = won.shape
+    rows, columns = won.mean(1, keepdims=True), won.mean(0, keepdims=True)
+    pairs = ((won - rows - columns + won.mean()) ** 2).sum() / ((m - 1) * (n - 1))
+    variance = rows.var(ddof=1) / m + columns.var(ddof=1) / n - pairs / (m * n)
+    assert standard_error(*auroc_values(units, 20_000, 0)) ** 2 == pytest.approx(variance, rel=0.05)
+    x, y = scores[labels == 1] / m, scores[labels == 0] / n
+    moved = np.zeros(40)
+    moved[labels == 1], moved[labels == 0] = x - x.mean(), y - y.mean()
+    welch = ttest_ind(scores[labels == 1], scores[labels == 0], equal_var=False).df
+    assert freedom(units, moved) == pytest.approx(welch)
+    assert freedom(units, np.zeros(40)) == m - 1
 
 
 def test_paired_tests_hold_their_size_and_find_a_difference():
@@ -259,4 +285,4 @@ def test_few_cases_make_intervals_wide_enough_and_tests_shy(cases):
         interval = auroc_interval(labels, a, np.arange(cases + 60), draws=300, seed=seed)
         covered.append(interval.low <= norm.cdf(1 / np.sqrt(2 * 1.49)) <= interval.high)
         found.append(paired_auroc_difference(labels, a, b, np.arange(cases + 60), draws=300, seed=seed).p < 0.05)
-    assert np.mean(covered) > 0.90 and np.mean(found) < 0.07
+    assert 0.92 < np.mean(covered) < 0.985 and np.mean(found) < 0.08

@@ -20,7 +20,7 @@ from brainfm_lib.stats import (
     metric_intervals,
     permutation_p,
 )
-from brainfm_lib.stats.units import bootstrap_interval, fold_mean_auroc, make_units, unit_weights
+from brainfm_lib.stats.units import auroc_ends, auroc_values, fold_mean_auroc, make_units
 
 Array = NDArray[Any]
 
@@ -150,8 +150,8 @@ def resampled_auroc(predictions: pd.DataFrame, draws: int, seed: int = 0) -> tup
     folds = predictions["fold"].to_numpy() if "fold" in predictions else None
     scores = score_columns(predictions).to_numpy()
     units = make_units(predictions["label"], scores, predictions["subject_id"], folds, minimum=2)
-    values = np.concatenate([fold_mean_auroc(units, weights) for weights in unit_weights(units, draws, seed)])
-    return bootstrap_interval(units, 0.95, draws, seed), values
+    values, linear = auroc_values(units, draws, seed)
+    return Interval(fold_mean_auroc(units), *auroc_ends(units, values, linear, 0.95)), values
 
 
 def fold_rows(predictions: pd.DataFrame) -> pd.DataFrame:

@@ -2,16 +2,22 @@
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.special import ndtr, ndtri
+from scipy.special import stdtr, stdtrit
 
 from brainfm_lib.errors import InputError
-from brainfm_lib.stats.units import Array, Comparison, make_units
+from brainfm_lib.stats.units import Array, Comparison, freedom, influences, make_units
 
 
 def delong(
-    labels: ArrayLike, scores_a: ArrayLike, scores_b: ArrayLike, subjects: ArrayLike, *, level: float = 0.95
+    labels: ArrayLike,
+    scores_a: ArrayLike,
+    scores_b: ArrayLike,
+    subjects: ArrayLike,
+    *,
+    level: float = 0.95,
+    normal: bool = False,
 ) -> Comparison:
-    """AUROC of `scores_a` minus that of `scores_b`, with its normal interval and two-sided p.
+    """AUROC of `scores_a` minus that of `scores_b`, with its interval and two-sided p.
 
     DeLong, DeLong and Clarke-Pearson (1988, Biometrics 44:837), by mid-ranks (Sun and Xu, 2014). The scores of a
     subject's scans are averaged first. Where the difference has no variance, p is 1 if it is zero
@@ -22,6 +28,8 @@ def delong(
         scores_a, scores_b: (n,) scores of class 1, or (n, 2), of the same scans.
         subjects: (n,) identifiers.
         level: Nominal coverage.
+        normal: Quantiles of the normal, as published; default: of t with `units.freedom`'s degrees of freedom, without
+            which a few subjects differ too often.
 
     Raises:
         InputError: More than two classes, a subject with both labels (its two units depend on each other), or fewer
@@ -38,8 +46,9 @@ def delong(
     estimate = float(parts[0][0].mean() - parts[1][0].mean())
     variance = sum(np.var(x - y, ddof=1) / len(x) for x, y in zip(parts[0], parts[1], strict=True))
     error = float(np.sqrt(variance))
-    p = float(2 * ndtr(-abs(estimate) / error)) if error > 0 else float(estimate == 0)
-    reach = -float(ndtri((1 - level) / 2)) * error
+    freed = np.inf if normal else freedom(a, influences(a) - influences(b))
+    p = float(2 * stdtr(freed, -abs(estimate) / error)) if error > 0 else float(estimate == 0)
+    reach = -float(stdtrit(freed, (1 - level) / 2)) * error
     return Comparison(estimate, estimate - reach, estimate + reach, p)
 
 

@@ -8,14 +8,15 @@ from brainfm_lib.stats.units import (
     Comparison,
     Interval,
     aggregate_by_subject,
+    auroc_values,
     bootstrap_interval,
     comparison,
     fold_mean_auroc,
+    freedom,
+    influences,
     make_units,
     resample,
-    stretch,
-    unit_weights,
-    widening,
+    standard_error,
 )
 
 
@@ -43,13 +44,15 @@ def auroc_interval(
     draws: int = 2000,
     seed: int = 0,
 ) -> Interval:
-    """AUROC over (subject, label) units with a subject-clustered percentile bootstrap interval.
+    """AUROC over (subject, label) units with a subject-clustered bootstrap interval.
 
     Subjects are drawn within groups that carry the same set of labels (stratified by class), so that no
     resample lacks a class. m - 1 of m subjects are drawn with replacement, which makes the variance unbiased
-    in small groups too (Rao and Wu, 1988, JASA 83:231), and deviations are stretched as `units.widening` says. Where a
-    class has fewer than 6 subjects, or all resamples agree (as for classes that are perfectly apart), the interval also
-    covers Newcombe's, see `units.newcombe`.
+    in small groups too (Rao and Wu, 1988, JASA 83:231) but for `units.standard_error`'s correction. The interval is a
+    t-interval of the log odds of the AUROC, which is nearer to symmetric than the area, with the degrees of freedom of
+    `units.freedom`: percentiles are too narrow for areas near 1. Where a class has fewer than 15 subjects, or all
+    resamples agree (as for classes that are perfectly apart), it is Newcombe's, see `units.newcombe`.
+    `benchmarks/coverage.py` shows what that holds.
 
     Args:
         labels: (n,) classes 0…C-1 of the scans.
@@ -71,7 +74,7 @@ def auroc_variance(
 ) -> float:
     """Variance of the AUROC over resampled subjects; arguments and errors as in `auroc_interval`."""
     units = make_units(labels, scores, subjects, None, minimum=2)
-    return float(np.concatenate([fold_mean_auroc(units, w) for w in unit_weights(units, draws, seed)]).var(ddof=1))
+    return standard_error(*auroc_values(units, draws, seed)) ** 2
 
 
 def cv_auroc_interval(
@@ -114,15 +117,16 @@ def paired_auroc_difference(
 ) -> Comparison:
     """AUROC of `scores_a` minus that of `scores_b` on the same scans, under the same resampled subjects.
 
-    The p-value inverts the percentile interval: twice the smaller share of resamples on one side of zero, after
-    deviations are stretched where a class has few subjects (`units.widening`).
+    A t-interval whose standard error is the spread of resampled differences (`units.standard_error`), with the degrees
+    of freedom of `units.freedom`; the p-value inverts it.
     Arguments and errors are those of `auroc_interval` and `cv_auroc_interval`.
     """
     a = make_units(labels, scores_a, subjects, folds, minimum=2)
     b = make_units(labels, scores_b, subjects, folds, minimum=2)
-    chunks = [fold_mean_auroc(a, w) - fold_mean_auroc(b, w) for w in unit_weights(a, draws, seed)]
-    estimate = fold_mean_auroc(a) - fold_mean_auroc(b)
-    return comparison(estimate, np.concatenate(chunks), level, widening(a, level))
+    (values_a, linear_a), (values_b, linear_b) = (auroc_values(units, draws, seed) for units in (a, b))
+    error = standard_error(values_a - values_b, linear_a - linear_b)
+    freed = freedom(a, influences(a) - influences(b))
+    return comparison(fold_mean_auroc(a) - fold_mean_auroc(b), error, freed, level, draws)
 
 
 def paired_mean_interval(
@@ -147,4 +151,5 @@ def paired_mean_interval(
         bad = names[~np.isfinite(mean)][0]
         raise InputError(f"Subject {bad} has a paired difference that is not finite: drop or mend its scans.")
     weights = resample(np.zeros(mean.size, int), draws, np.random.default_rng(seed))
-    return comparison(float(mean.mean()), weights @ mean / weights.sum(1), level, stretch(mean.size - 1, level))
+    error = float((weights @ mean / weights.sum(1)).std(ddof=1))
+    return comparison(float(mean.mean()), error, mean.size - 1, level, draws)

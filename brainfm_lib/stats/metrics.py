@@ -7,7 +7,17 @@ import pandas as pd
 from numpy.typing import ArrayLike
 from scipy.special import ndtri
 
-from brainfm_lib.stats.units import Array, Units, fold_mean_auroc, make_units, unit_weights, widening
+from brainfm_lib.stats.units import (
+    Array,
+    Units,
+    auroc_ends,
+    fold_mean_auroc,
+    freedom,
+    influences,
+    make_units,
+    stretch,
+    unit_weights,
+)
 
 METRICS = ("auroc", "auprc", "balanced_accuracy", "brier", "calibration_slope")
 STEPS = 10  # of Newton's method for the calibration slope
@@ -25,9 +35,10 @@ def metric_intervals(
     draws: int = 2000,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """All of `METRICS` over (subject, label) units, each with its percentile interval over the same resampled subjects.
+    """All of `METRICS` over (subject, label) units, each with its interval over the same resampled subjects.
 
-    Deviations are stretched where a class has few subjects, see `units.widening`.
+    That of the AUROC is `auroc_interval`'s; the others are percentiles, whose deviations are stretched by quantile of t
+    over normal with the AUROC's degrees of freedom, because few subjects leave the variance itself uncertain.
 
     - ``auroc``: see `auroc`.
     - ``auprc``: average precision (area under the precision-recall curve as a step function); chance is the prevalence.
@@ -59,17 +70,21 @@ def metric_intervals(
     one = np.ones((1, len(units.labels)))
     point = {name: _over_folds(units, one, name)[0] for name in METRICS}
     drawn: dict[str, list[Array]] = {name: [] for name in METRICS}
+    moved, linear = influences(units), []
     for weights in unit_weights(units, draws, seed):
+        linear.append(weights @ moved)
         for name in METRICS:
             drawn[name].append(_over_folds(units, weights, name))
-    rows, factor = [], widening(units, level)
+    rows, factor = [], stretch(freedom(units, moved), level)
     for name in METRICS:
         values = np.concatenate(drawn[name])
         usable = values[np.isfinite(values)]
         known = np.isfinite(point[name]) and len(usable) > draws / 2
         low, high = np.quantile(usable, [(1 - level) / 2, (1 + level) / 2]) if known else (np.nan, np.nan)
         low, high = point[name] + factor * (np.array([low, high]) - point[name])
-        if name != "calibration_slope":
+        if name == "auroc":
+            low, high = auroc_ends(units, values, np.concatenate(linear), level)
+        elif name != "calibration_slope":
             low, high = np.clip([low, high], 0, BOUNDS.get(name, 1.0))
         rows.append({"metric": name, "estimate": float(point[name]), "low": float(low), "high": float(high)})
     return pd.DataFrame(rows)

@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import brentq
-from scipy.special import ndtri, stdtrit
+from scipy.special import expit, logit, ndtri, stdtr, stdtrit
 
 from brainfm_lib.errors import InputError
 
 Array = NDArray[Any]
-FEW = 6  # subjects of a class below which an AUROC's interval also covers what the closed form says
+FEW = 15  # subjects of a class below which an AUROC's interval is the closed form: a bootstrap cannot know the variance
 
 
 @dataclass(frozen=True)
@@ -157,44 +157,101 @@ def resample(strata: Array, draws: int, rng: np.random.Generator) -> Array:
     return weights
 
 
-def unit_weights(units: Units, draws: int, seed: int) -> Iterator[Array]:
-    """Bootstrap weights of the units in blocks (R, U), stratified by fold and set of labels carried."""
+def strata_of(units: Units) -> Array:
+    """(S,) stratum of each subject: its fold and the set of labels that it carries."""
     label_set = np.zeros(units.subjects.max() + 1, dtype=np.int64)
     np.add.at(label_set, units.subjects, 2 ** units.labels.astype(np.int64))
     fold_of = np.zeros_like(label_set)
     fold_of[units.subjects] = units.folds
-    strata, rng = fold_of * (label_set.max() + 1) + label_set, np.random.default_rng(seed)
+    return fold_of * (label_set.max() + 1) + label_set
+
+
+def unit_weights(units: Units, draws: int, seed: int) -> Iterator[Array]:
+    """Bootstrap weights of the units in blocks (R, U), stratified by fold and set of labels carried."""
+    strata, rng = strata_of(units), np.random.default_rng(seed)
     block = max(1, 2_000_000 // units.labels.size)  # keeps the temporaries near 100 MB
     for start in range(0, draws, block):
         yield resample(strata, min(block, draws - start), rng)[:, units.subjects]
 
 
-def widening(units: Units, level: float) -> float:
-    """By how much resampled deviations must be stretched where a class has few subjects: quantile of t over normal.
+def influences(units: Units) -> Array:
+    """(U,) by how much each unit moves `fold_mean_auroc` with its weight: DeLong's placements less their mean."""
+    moved, areas = np.zeros(len(units.labels)), 0
+    for fold in np.unique(units.folds):
+        inside = np.flatnonzero(units.folds == fold)
+        for label, column in units.columns:
+            positive, scores = units.labels[inside] == label, units.scores[inside, column]
+            above, below = (
+                _placements(scores[positive], scores[~positive]),
+                _placements(scores[~positive], scores[positive]),
+            )
+            moved[inside[positive]] += (above - above.mean()) / len(above)
+            moved[inside[~positive]] -= (below - below.mean()) / len(below)
+            areas += 1
+    return moved / areas
 
-    A percentile bootstrap takes the variance among m subjects for known; with m - 1 degrees of freedom it is not. The
-    class with the fewest decides, each fold costing one.
+
+def _placements(x: Array, among: Array) -> Array:
+    """(n,) share of `among` that lies below each x, ties counted half."""
+    among = np.sort(among)
+    return (np.searchsorted(among, x, "left") + np.searchsorted(among, x, "right")) / (2 * len(among))
+
+
+def freedom(units: Units, moved: Array) -> float:
+    """Degrees of freedom of a variance summed over strata, each estimated from few subjects (Satterthwaite, 1946).
+
+    At most twice those of the smallest class: of two or three subjects not even the variance can be relied on.
+
+    Args:
+        units: Whose subjects are resampled.
+        moved: (U,) influence of each unit on the statistic; all 0: as if it came from the smallest class alone.
     """
-    folds = np.unique(units.folds)
-    classes = np.unique(units.labels)
-    freedom = min(sum(int(((units.folds == f) & (units.labels == c)).sum()) - 1 for f in folds) for c in classes)
-    return stretch(freedom, level)
+    of_subject, strata = np.bincount(units.subjects, moved), strata_of(units)
+    groups = [of_subject[strata == stratum] for stratum in np.unique(strata)]
+    parts = [(len(group) * group.var(ddof=1), len(group) - 1) for group in groups if len(group) > 1]
+    total, folds = sum(variance for variance, _ in parts), len(np.unique(units.folds))
+    fewest = max(np.unique(units.labels, return_counts=True)[1].min() - folds, 1)
+    return min(total**2 / sum(variance**2 / m for variance, m in parts), 2.0 * fewest) if total > 0 else float(fewest)
 
 
-def stretch(freedom: int, level: float) -> float:
+def stretch(freedom: float, level: float) -> float:
     """Quantile of t with these degrees of freedom over that of the normal."""
     return float(stdtrit(max(freedom, 1), (1 - level) / 2) / ndtri((1 - level) / 2))
 
 
-def bootstrap_interval(units: Units, level: float, draws: int, seed: int) -> Interval:
-    """Fold-averaged AUROC with its percentile interval, see `auroc_interval`."""
-    values = np.concatenate([fold_mean_auroc(units, w) for w in unit_weights(units, draws, seed)])
+def auroc_values(units: Units, draws: int, seed: int) -> tuple[Array, Array]:
+    """`fold_mean_auroc` under resampled subjects (R,), and the part of it (R,) that is linear in their weights."""
+    moved = influences(units)
+    pairs = [(fold_mean_auroc(units, w), w @ moved) for w in unit_weights(units, draws, seed)]
+    values, linear = (np.concatenate(part) for part in zip(*pairs, strict=True))
+    return values, linear
+
+
+def standard_error(values: Array, linear: Array) -> float:
+    """Of an AUROC or a difference of two, from `auroc_values`.
+
+    Beside the part that is linear in the subjects, an AUROC has one of pairs of them. The linear part's variance under
+    resampling is too large by the variance of the other, and that of the whole by twice as much.
+    """
+    plain, whole = linear.var(ddof=1), values.var(ddof=1)
+    return float(np.sqrt(max(2 * plain - whole, plain / 2)))
+
+
+def auroc_ends(units: Units, values: Array, linear: Array, level: float) -> tuple[float, float]:
+    """Ends of the interval of an AUROC from `auroc_values`, see `intervals.auroc_interval`."""
     estimate = fold_mean_auroc(units)
-    ends = estimate + widening(units, level) * (np.quantile(values, [(1 - level) / 2, (1 + level) / 2]) - estimate)
-    if np.ptp(values) == 0 or np.unique(units.labels, return_counts=True)[1].min() < FEW:
-        closed = _closed_form(units, level)
-        ends = min(ends[0], closed[0]), max(ends[1], closed[1])
-    return Interval(estimate, *(float(end) for end in np.clip(ends, 0, 1)))
+    few = np.unique(units.labels, return_counts=True)[1].min() < FEW
+    if few or np.ptp(values) < 1e-9 or not 0 < estimate < 1:
+        low, high = _closed_form(units, level)
+        return float(low), float(high)
+    quantile = -stdtrit(freedom(units, influences(units)), (1 - level) / 2)
+    half = quantile * standard_error(values, linear) / (estimate * (1 - estimate))
+    return float(expit(logit(estimate) - half)), float(expit(logit(estimate) + half))
+
+
+def bootstrap_interval(units: Units, level: float, draws: int, seed: int) -> Interval:
+    """Fold-averaged AUROC with its interval, see `intervals.auroc_interval`."""
+    return Interval(fold_mean_auroc(units), *auroc_ends(units, *auroc_values(units, draws, seed), level))
 
 
 def _closed_form(units: Units, level: float) -> Array:
@@ -227,9 +284,9 @@ def newcombe(auroc: float, positives: int, negatives: int, *, level: float = 0.9
     return float(low), float(high)
 
 
-def comparison(estimate: float, values: Array, level: float, factor: float) -> Comparison:
-    """A difference with the percentile interval of its resampled values (R,), stretched, and the p that inverts it."""
-    values = estimate + factor * (values - estimate)
-    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
-    tail = 1 + min((values <= 0).sum(), (values >= 0).sum())
-    return Comparison(estimate, float(low), float(high), float(min(1.0, 2 * tail / (values.size + 1))))
+def comparison(estimate: float, error: float, freedom: float, level: float, draws: int) -> Comparison:
+    """A difference with its t-interval, and the p that inverts it; none below what so many resamples could tell."""
+    half = -float(stdtrit(freedom, (1 - level) / 2)) * error
+    t = abs(estimate) / error if error > 0 else (np.inf if estimate else 0.0)
+    p = max(2 * float(stdtr(freedom, -t)), 2 / (draws + 1))
+    return Comparison(estimate, estimate - half, estimate + half, min(1.0, p))
