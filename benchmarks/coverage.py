@@ -133,7 +133,7 @@ def main() -> None:
         ("paired bootstrap", 24, 0.25),
         ("DeLong", 100, 0.5),
         ("DeLong", 300, 0.3),
-        ("DeLong", 60, 0.1),
+        ("DeLong", 60, 0.2),
         ("permutation", 60, 0.4),
     ):
         print(

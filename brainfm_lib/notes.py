@@ -230,11 +230,13 @@ def delong_note(differences: pd.DataFrame) -> Words:
     """Whether DeLong's test says what the bootstrap says."""
     both = differences.dropna(subset=["p", "p_delong"])
     if both.empty:
-        return Words("DeLong's test applies to none of these comparisons (it needs one test set and two classes).")
+        return Words(
+            "DeLong's test applies to none of these (it needs one test set, and twelve subjects of two classes)."
+        )
     other = ((both["p"] < DECIDED) != (both["p_delong"] < DECIDED)).sum()
     apart = (both["p"] - both["p_delong"]).abs().max()
     return Words(
-        f"DeLong's test of the same differences (where there is one test set and two classes: {len(both)} of "
+        f"DeLong's test of the same differences (where one test set has twelve subjects of two classes: {len(both)} of "
         f"{len(differences)}) is at most {apart:.3f} away in p and decides {other} of them otherwise (unadjusted, "
         f"{DECIDED})."
     )

@@ -161,7 +161,9 @@ def validation(study, arm):
     return study.run(f"probe:{arm}:ad").table("chosen")["validation_auroc"].iloc[0]
 
 
-def test_a_cross_validated_difference_has_nadeau_and_bengios_p_and_one_test_set_delongs(study):
+def test_a_cross_validated_difference_has_nadeau_and_bengios_p_and_one_test_set_delongs():
+    many = {"subjects.downstream": 160, "optimiser.steps": 2}  # twelve of each class to test on
+    study = Study("tiny", objective="mae", overrides=many, progress=False)
     few = {"evaluation.cross_validate_below": 1000, "evaluation.refits": 3, "subjects.downstream": 40}
     one = Study("tiny", objective="mae", overrides={**few, "optimiser.steps": 2}, progress=False)
     for owner, expected in ((one, False), (study, True)):
