@@ -579,6 +579,19 @@ def test_small_folds_that_agree_by_chance_decide_nothing(folds: int) -> None:
     assert np.mean(sure) < 0.06
 
 
+def test_a_metric_without_an_interval_or_a_value_is_a_word_and_not_nan() -> None:
+    rows = [
+        {"arm": "mae", "task": "ad", "metric": metric, "estimate": estimate, "low": low, "high": low}
+        for metric, estimate, low in (
+            ("auroc", 0.7, 0.6),
+            ("calibration_slope", -4.11, np.nan),
+            ("brier", np.nan, np.nan),
+        )
+    ]
+    (shown,) = tables.metrics_table(pd.DataFrame(rows), "ad").to_dict("records")
+    assert "[0.60, 0.60]" in shown["AUROC"] and "no interval" in shown["calibration slope"] and shown["Brier"] == "–"
+
+
 def test_results_table_shows_interval_and_adjusted_p() -> None:
     shown = tables.results_table(comparison.adjusted(results(("mae",), ("ad",))), {"ad": "AD (phantom)"})
     assert shown.loc[0, "AD (phantom)"] == "0.50<br><small>[0.40, 0.60]<br>p = 0.004</small>"

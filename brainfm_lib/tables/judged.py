@@ -83,7 +83,10 @@ def metrics_table(results: pd.DataFrame, task: str) -> pd.DataFrame:
             .replace("auprc", "AUPRC")
             .replace("brier", "Brier")
         )
-        cell = f"{r['estimate']:.2f}<br><small>[{r['low']:.2f}, {r['high']:.2f}]</small>"
+        spread = (
+            f"[{r['low']:.2f}, {r['high']:.2f}]" if pd.notna(r["low"]) else "no interval"
+        )  # too few resamples have it
+        cell = f"{r['estimate']:.2f}<br><small>{spread}</small>"
         rows.setdefault(title(r["arm"]), {})[head] = cell if pd.notna(r["estimate"]) else "–"
     return pd.DataFrame([{"arm": arm, **cells} for arm, cells in rows.items()])
 
