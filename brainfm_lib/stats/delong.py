@@ -7,7 +7,7 @@ from scipy.special import ndtr, ndtri
 from brainfm_lib.errors import InputError
 from brainfm_lib.stats.units import Comparison, fold_mean_auroc, influences, make_units
 
-FEWEST = 12  # subjects of a class; with six or ten it rejects 6.4 % of true hypotheses at a level of 5 %
+FEWEST = 12  # subjects of a class, as in the published example; with fewer it rejects too often
 
 
 def delong(

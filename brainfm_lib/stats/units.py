@@ -181,10 +181,8 @@ def influences(units: Units) -> Array:
         inside = np.flatnonzero(units.folds == fold)
         for label, column in units.columns:
             positive, scores = units.labels[inside] == label, units.scores[inside, column]
-            above, below = (
-                _placements(scores[positive], scores[~positive]),
-                _placements(scores[~positive], scores[positive]),
-            )
+            cases, others = scores[positive], scores[~positive]
+            above, below = _placements(cases, others), _placements(others, cases)
             moved[inside[positive]] += (above - above.mean()) / len(above)
             moved[inside[~positive]] -= (below - below.mean()) / len(below)
             areas += 1

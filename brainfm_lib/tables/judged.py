@@ -83,9 +83,7 @@ def metrics_table(results: pd.DataFrame, task: str) -> pd.DataFrame:
             .replace("auprc", "AUPRC")
             .replace("brier", "Brier")
         )
-        spread = (
-            f"[{r['low']:.2f}, {r['high']:.2f}]" if pd.notna(r["low"]) else "no interval"
-        )  # too few resamples have it
+        spread = f"[{r['low']:.2f}, {r['high']:.2f}]" if pd.notna(r["low"]) else "no interval"
         cell = f"{r['estimate']:.2f}<br><small>{spread}</small>"
         rows.setdefault(title(r["arm"]), {})[head] = cell if pd.notna(r["estimate"]) else "–"
     return pd.DataFrame([{"arm": arm, **cells} for arm, cells in rows.items()])
