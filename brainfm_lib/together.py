@@ -40,7 +40,7 @@ TOLD_EACH = 0.5  # seconds between two messages of a training
 ENDS_WITHIN = 60.0  # seconds in which a process that is asked to stop writes its checkpoint
 
 
-def make_together(study: Study, chains: Iterable[Sequence[str]]) -> None:
+def make_together(study: Study, chains: Iterable[Sequence[str]], *, anyway: bool = False) -> None:
     """Make what is missing of the runs of `study` that `chains` ask for; `Study.run` then finds them.
 
     What is refused, or lost with a process that dies, is left to `Study.run`, which says why or makes it. Interrupted,
@@ -51,6 +51,7 @@ def make_together(study: Study, chains: Iterable[Sequence[str]]) -> None:
         study: Whose runs. Left to `Study.run` are wide encoders, which fill a machine one by one; all work where there
             is a GPU; the supervised network; encoders that were brought along; and volumes in this process' memory.
         chains: Requests. Those of a chain are made one after the other, different chains at once.
+        anyway: Also where starting processes takes longer than what they would save.
     """
     on_cpu = best_device(cpu=study.cpu).type == "cpu"
     if study.in_memory or not on_cpu or study.profile.encoder.embed_dim >= NARROW:
@@ -59,7 +60,7 @@ def make_together(study: Study, chains: Iterable[Sequence[str]]) -> None:
     wanted = [chain for chain in wanted if chain]
     cores = usable_cores()
     count = min(len(wanted), cores, MOST, int(free_memory() / EACH))
-    if count < 2 or not _worthwhile(study, wanted):
+    if count < 2 or not (anyway or _worthwhile(study, wanted)):
         return
     if any(_trains(request) for chain in wanted for request in chain):
         study.pretraining_volumes(0), study.pretraining_volumes(1)  # prepared once, and not waited for by all

@@ -27,6 +27,7 @@ from brainfm_lib.integrity import file_digest
 from brainfm_lib.objectives import ARMS
 from brainfm_lib.probes.linear import linear_probe
 from brainfm_lib.study import Study
+from brainfm_lib.together import usable_cores
 
 if TYPE_CHECKING:
     from brainfm_lib.pretrain import PretrainConfig
@@ -254,7 +255,7 @@ def fit(
 def at_once_on(device: torch.device, name: str, cores: int) -> int:
     """How many arms of a profile are trained side by side: narrow ones on a CPU, see `together`."""
     narrow = load_profile(name).encoder.embed_dim < NARROW
-    return min(cores, len(ARMS)) if device.type == "cpu" and narrow else 1
+    return min(cores, usable_cores(), len(ARMS)) if device.type == "cpu" and narrow else 1
 
 
 def makespan(seconds: Sequence[float], at_once: int) -> float:

@@ -118,7 +118,7 @@ def _make_part(
         for arms in [wanted] if at_once > 1 and wanted else [[arm] for arm in wanted]:
             with clock.piece(f"train {part.profile} {'+'.join(arms)} {seed}", volumes=part.volumes) as facts:
                 longest_first = sorted(arms, key=lambda arm: plan.rates[part.profile][arm])
-                make_together(study, [[f"pretrain:{arm}"] for arm in longest_first])
+                make_together(study, [[f"pretrain:{arm}"] for arm in longest_first], anyway=True)
                 runs = {arm: study.run(f"pretrain:{arm}") for arm in arms}
                 facts["rates"] = {arm: run.provenance["volumes_per_second"] for arm, run in runs.items()}
             free(device)
