@@ -164,7 +164,7 @@ def probe(
     protocol: Annotated[
         str, typer.Option(help="linear, attentive, knn, fewshot, splits, finetune or curve.")
     ] = "linear",
-    profile: ProfileOption = "quick",
+    profile: Annotated[str | None, typer.Option(help="As elsewhere; default that of the report.")] = None,
     objective: ObjectiveOption = "all",
     manifest: ManifestOption = None,
     seed: SeedOption = 0,
@@ -175,8 +175,11 @@ def probe(
 ) -> None:
     """Judge the encoders of a study and their controls on its tasks; encoders that are missing are made first."""
     from brainfm_lib.judging import judge
+    from brainfm_lib.paths import project_root
+    from brainfm_lib.report import default_profile
     from brainfm_lib.study import Study
 
+    profile = profile or default_profile(project_root(), manifest)
     study = Study(profile, manifest, seed, objective, cpu=cpu, allow_leak=allow_leak)
     if study.stamp:
         print(f"warning: {study.stamp}.", flush=True)

@@ -21,6 +21,7 @@ PREDICTORS = ("position_mean", "interpolation")
 CONTROLS = (SHUFFLED, NUISANCE, RAW_VOXELS, CONTROL)
 CUTOFF = "spectral loss from here"
 GRADIENT = ("attentive", "finetune")  # kinds that need a fold of their own to choose the epoch on
+LIVE = "quick"  # profile of a training that shows that training works
 HALF = 0.5  # coherence; and chance, as an AUROC
 
 
@@ -47,6 +48,12 @@ def compared(study: Study) -> tuple[str, ...]:
 def finetune_tasks(study: Study) -> tuple[str, ...]:
     """Tasks that the profile fine-tunes on and whose data are present."""
     return tuple(task for task in study.profile.evaluation.finetune_tasks if task in study.tasks)
+
+
+def live_runs(study: Study, runs: Mapping[str, Run]) -> dict[str, Run]:
+    """Of the first arm whose `runs` came with the project, a short training here and now; empty where none did."""
+    arm = next((arm for arm, run in runs.items() if run.shipped), None)
+    return {arm: study.run(f"pretrain:{arm}@profile={LIVE}")} if arm else {}
 
 
 def error_table(errors: Mapping[str, pd.DataFrame], *, draws: int = 2000) -> pd.DataFrame:

@@ -22,10 +22,12 @@ from brainfm_lib.masking import MaskConfig
 from brainfm_lib.models import JepaConfig, MaeConfig, VisionTransformerConfig
 from brainfm_lib.objectives import ARMS, objective_config
 from brainfm_lib.optimiser import OptimiserConfig
+from brainfm_lib.paths import shipped_dir
 from brainfm_lib.pretrain import PretrainConfig
 from brainfm_lib.probes.attentive import AttentiveConfig
 
 PROFILES = Path(__file__).parent / "profiles"
+SHIPPED = "shipped"  # profile of the encoders that ship: `reference.collect` writes it beside them
 
 
 @dataclass(frozen=True)
@@ -115,17 +117,22 @@ def load_profile(name: str, overrides: Mapping[str, Any] | None = None) -> Profi
     """Read a profile of the library by name (``tiny``, ``quick``, ``reference`` …) or a YAML file of your own.
 
     Args:
-        name: Name of a profile, or path of a YAML file.
+        name: Name of a profile, `SHIPPED`, or path of a YAML file.
         overrides: Values to change, by dotted name: ``{"optimiser.steps": 200, "spectral.weight": 0.1}``.
 
     Raises:
         InputError: No such profile, an unknown name, or a value of the wrong type.
     """
-    shipped = PROFILES / f"{str(name).removesuffix('.yaml')}.yaml"
-    file = Path(name) if Path(name).is_file() or not shipped.is_file() else shipped
-    if not file.is_file():
-        known = ", ".join(sorted(path.stem for path in PROFILES.glob("*.yaml")))
-        raise InputError(f"There is no profile {name!r}: choose among {known}, or give the path of a YAML file.")
+    return build(Profile, profile_values(name, overrides), f"profile {name}")
+
+
+def profile_values(name: str, overrides: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """The same as plain values, as a profile's file holds them.
+
+    Raises:
+        InputError: No such profile, no YAML, or an override that reaches into a plain value.
+    """
+    file = _profile_file(name)
     try:
         values = load_yaml(file.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -138,7 +145,31 @@ def load_profile(name: str, overrides: Mapping[str, Any] | None = None) -> Profi
             if not isinstance(place, dict):
                 raise InputError(f"The override {dotted!r} reaches into {part!r}, which is a plain value.")
         place[last] = value
-    return build(Profile, values, f"profile {name}")
+    return values
+
+
+def profile_names() -> list[str]:
+    """Profiles of the library, and `SHIPPED` where encoders ship with the project."""
+    names = sorted(path.stem for path in PROFILES.glob("*.yaml"))
+    return [*names, SHIPPED] if _of_shipped().is_file() else names
+
+
+def _profile_file(name: str) -> Path:
+    named = Path(name)
+    inside = PROFILES / f"{str(name).removesuffix('.yaml')}.yaml"
+    for file in (*([named] if named.is_file() else []), inside, *([_of_shipped()] if name == SHIPPED else [])):
+        if file.is_file():
+            return file
+    known = ", ".join(profile_names())
+    raise InputError(f"There is no profile {name!r}: choose among {known}, or give the path of a YAML file.")
+
+
+def _of_shipped() -> Path:
+    """The file of `SHIPPED`, whether it is there or not."""
+    try:
+        return shipped_dir() / f"{SHIPPED}.yaml"
+    except InputError:  # outside of a project nothing ships
+        return PROFILES / f"{SHIPPED}.yaml"
 
 
 def build(cls: type, values: Any, where: str) -> Any:

@@ -18,10 +18,11 @@ def refused_table(study: Study) -> pd.DataFrame:
     """Scans that the manifest names and that cannot be used: how many break which rule, by cohort."""
     rows = []
     for name in study.cohorts_in_use:
-        volumes = study.volumes(name)
-        counts = volumes.refused["rule"].value_counts()
-        rows += [(name, len(volumes), rule, RULES[rule], count) for rule, count in counts.items()] or [
-            (name, len(volumes), "–", "every scan can be used", 0)
+        cohort = study.cohort(name)
+        refused = cohort.refused if cohort.kind == "phantom" else study.volumes(name).refused
+        counts = refused["rule"].value_counts()
+        rows += [(name, len(cohort), rule, RULES[rule], count) for rule, count in counts.items()] or [
+            (name, len(cohort), "–", "every scan can be used", 0)
         ]
     return pd.DataFrame(rows, columns=["cohort", "scans used", "rule", "what it asks", "scans refused"])
 

@@ -29,7 +29,7 @@ def write_all(root: Path, *, profile: str | None = None, tables: Tables | None =
         tables: (root, profile, runs by request) -> the results, the tasks that are phantoms, and whether encoders may
             have seen test subjects; default `study_tables`. Called only when a run has changed.
     """
-    profile, pages = profile or report.default_profile(), report.find_pages(root)
+    profile, pages = profile or report.default_profile(root), report.find_pages(root)
     report.write_text(root / "book" / "chapters" / "_budget.md", budget(root, pages))
     for name, text in measured(root).items():
         report.write_text(root / "book" / "chapters" / f"_bench_{name}.md", text)

@@ -9,6 +9,7 @@ import pandas as pd
 
 from brainfm_lib import causal
 from brainfm_lib.comparison import PREDICTORS
+from brainfm_lib.config import SHIPPED
 from brainfm_lib.figures.style import title
 from brainfm_lib.matching import unmatched
 from brainfm_lib.structure import ordering
@@ -55,6 +56,12 @@ def study_note(study: Study) -> Words:
         parts.append(TRANSDUCTIVE)
     if study.stamp:
         parts.append(f"Every figure says: **{study.stamp}**.")
+    if study.profile_name == SHIPPED:
+        seen = study.profile.optimiser.steps * study.profile.optimiser.batch_size
+        parts.append(
+            f"**{'Trained anew' if study.retrain else 'Read, not trained here'}**: encoders that ship with the report, "
+            f"each after {seen:,} volumes; `BRAINFM_PROFILE=quick` trains some for minutes instead."
+        )
     geometry = study.profile.geometry
     grid = " × ".join(map(str, geometry.grid))
     parts.append(
@@ -86,6 +93,20 @@ def heldout_note(metrics: Mapping[str, pd.DataFrame]) -> Words:
     note = "The first value is taken in the course of training, not before it."
     jepa = "A JEPA's target moves with its encoder: its loss can rise while it learns, and fall while it collapses."
     return Words(f"Held-out loss: {'; '.join(lines)}. {note} {jepa}" if lines else "No held-out loss was recorded.")
+
+
+def live_note(runs: Mapping[str, Run], live: Mapping[str, Run]) -> Words:
+    """What `brainfm_lib.comparison.live_runs` made reached, beside the page's own `runs` of the same arms."""
+    said = []
+    for arm, run in live.items():
+        table = run.table("metrics")
+        short, long = table["heldout"].dropna(), runs[arm].table("metrics")["heldout"].dropna()
+        said.append(
+            f"{title(arm)}, trained here: {table['volumes'].iloc[-1]:,.0f} volumes, "
+            f"{run.provenance['volumes_per_second']:,.0f} a second, held-out loss {short.iloc[0]:.3f} to "
+            f"{short.iloc[-1]:.3f}. The encoder that ships ended at {long.iloc[-1]:.3f}"
+        )
+    return Words(f"{'; '.join(said)}." if said else "Every encoder of this page was trained here: nothing is added.")
 
 
 def error_note(errors: pd.DataFrame) -> Words:
@@ -344,16 +365,6 @@ def causal_units(test: Run) -> str:
     if made.get("commit"):
         shipped += f", commit `{made['commit'][:10]}`"
     return f"{units} Shipped with the report: {shipped}."
-
-
-def reference_note(study: Study, volumes: int, seeds: int, here: Study) -> Words:
-    """What the encoders of the reference run are, beside those that are made here."""
-    optimiser = here.profile.optimiser
-    return Words(
-        f"**Read, not made here**: encoders of profile `{study.profile_name}`, {seeds} seed{'s' * (seeds != 1)}, each "
-        f"of which has seen {volumes:,} volumes; those of `{here.profile_name}` see "
-        f"{optimiser.steps * optimiser.batch_size:,}. Phantom results."
-    )
 
 
 def ordering_note(measured: pd.DataFrame) -> Words:

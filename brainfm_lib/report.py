@@ -33,11 +33,12 @@ STUDY = ("brainfm_lib.study", "brainfm_lib.study_data")
 RUN_PARAMETERS = frozenset(
     ("overrides", "spectral_weight", "spectral_high_pass", "vcr_weight", "mask_ratio", "learning_rate", "steps")
 )
-STUDY_PARAMETERS = RUN_PARAMETERS | {"profile", "manifest", "seed", "objective", "allow_leak"}
+STUDY_PARAMETERS = RUN_PARAMETERS | {"profile", "manifest", "seed", "objective", "allow_leak", "retrain"}
 DATA = "data"  # under chapters: the tables behind the figures
 SWEEP_PAGE = "sweeps/page.ipynb"  # under notebooks: what every sweep's page is made with
 SWEPT, SWEPT_ABOUT = "results.parquet", "about.json"  # what a sweep leaves in its folder: a table, title and question
 REFERENCE, REFERENCE_PAGE = "book/reference/reference.json", "reference/page.ipynb"  # under notebooks: what reads it
+SHIPPED_PROFILE = "book/reference/shipped.yaml"
 Identify = Callable[[Mapping[str, Any], str], str]
 
 
@@ -74,7 +75,7 @@ def bring_up_to_date(root: Path, *, profile: str | None = None, identify: Identi
 
     Args:
         root: The project's folder.
-        profile: Name of a file in ``notebooks/params``; default ``BRAINFM_PROFILE``, else ``quick``.
+        profile: Name of a file in ``notebooks/params``; default `default_profile`.
         identify: (parameters, request) -> run id, without making the run; default: `Study.identify`.
 
     Returns:
@@ -84,15 +85,15 @@ def bring_up_to_date(root: Path, *, profile: str | None = None, identify: Identi
         InputError: The profile is missing or names a parameter that no notebook declares.
         ReportError: A cell raised.
     """
-    profile = profile or default_profile()
+    profile = profile or default_profile(root)
     identify = identify or study_identify(root)
-    pages, chapters = [*find_pages(root), *reference_pages(root)], root / "book" / "chapters"
+    pages, chapters = find_pages(root), root / "book" / "chapters"
     chapters.mkdir(parents=True, exist_ok=True)
     given = profile_parameters(root, profile, pages)
-    swept = sweep_pages(root)
-    for page, name in swept.items():
-        given[page.name] = {**declared_parameters(page), "sweep": name}
-    pages = [*pages, *swept]
+    swept, referring = sweep_pages(root), reference_pages(root)
+    given |= {page.name: {**declared_parameters(page), "sweep": name} for page, name in swept.items()}
+    given |= {page.name: declared_parameters(page) for page in referring}  # what ships, beside its own profile
+    pages = [*pages, *referring, *swept]
     with FileLock(chapters / ".lock"):
         _forget_others(pages, chapters)
         reasons = {page: out_of_date(page, given[page.name], identify) for page in pages}
@@ -105,9 +106,18 @@ def bring_up_to_date(root: Path, *, profile: str | None = None, identify: Identi
     return [page.name for page in stale]
 
 
-def default_profile() -> str:
-    """Name of the profile that the report is made with: ``BRAINFM_PROFILE``, else ``quick``."""
-    return os.environ.get("BRAINFM_PROFILE") or "quick"
+def default_profile(root: Path, manifest: str | Path | None = None) -> str:
+    """Name of the profile that the report is made with: ``BRAINFM_PROFILE``.
+
+    Where that is not set, ``shipped`` if encoders of every arm ship for what the manifest pretrains on, else ``quick``.
+    """
+    named = os.environ.get("BRAINFM_PROFILE")
+    if named or not (root / SHIPPED_PROFILE).is_file():
+        return named or "quick"
+    from brainfm_lib.reference.shipped import every_arm_ships  # what runs need: seconds of imports
+
+    with rooted(root):
+        return "shipped" if every_arm_ships(manifest) else "quick"
 
 
 def find_pages(root: Path) -> list[Page]:
@@ -149,6 +159,8 @@ def sweep_identity(root: Path, name: str) -> str:
 def profile_parameters(root: Path, profile: str, pages: list[Page]) -> dict[str, dict[str, Any]]:
     """Return, for each notebook, its declared defaults with the profile's values laid over them.
 
+    Values under a notebook's name, ``70_causal: {profile: quick}``, are for that one alone.
+
     Raises:
         InputError: No such profile, or it names a parameter that no notebook declares.
     """
@@ -164,12 +176,14 @@ def profile_parameters(root: Path, profile: str, pages: list[Page]) -> dict[str,
     if not isinstance(values, dict):
         raise InputError(f"{file} must hold names and values, such as 'profile: quick'.")
     declared = {page.name: declared_parameters(page) for page in pages}
+    own = {name: values.pop(name) or {} for name in declared if name in values}  # of one notebook alone
     unknown = set(values).difference(*declared.values()) if declared else set()
+    unknown |= {key for name, given in own.items() for key in set(given).difference(declared[name])}
     if unknown:
         names = ", ".join(sorted(unknown))
         raise InputError(f"{file} sets {names}, which no parameters cell declares: correct the name.")
     return {
-        name: {key: values.get(key, default) for key, default in defaults.items()}
+        name: {key: own.get(name, {}).get(key, values.get(key, default)) for key, default in defaults.items()}
         for name, defaults in declared.items()
     }
 

@@ -43,6 +43,7 @@ class RunConfig:
         data: Digest of the scans it uses, by role; no names, no paths.
         inputs: The runs it starts from, by role; known by their own identity, they need not exist yet.
         code: Modules of this package that make it; their import closure counts.
+        anew: Whether a run that came with the project does not do; no part of what the run is.
     """
 
     kind: str
@@ -50,6 +51,7 @@ class RunConfig:
     data: Mapping[str, str] = field(default_factory=dict)
     inputs: Mapping[str, "RunConfig"] = field(default_factory=dict)
     code: tuple[str, ...] = ()
+    anew: bool = False
 
     @cached_property
     def code_hash(self) -> str:
@@ -179,8 +181,9 @@ def _look(folder: Path) -> tuple[Run | None, str | None]:
 _whole: set[Path] = set()  # folders of runs whose files this process has compared
 
 
-def _places(config: RunConfig) -> tuple[Path, Path]:
-    return runs_dir() / config.id, shipped_dir() / "runs" / config.loose_id
+def _places(config: RunConfig) -> tuple[Path, ...]:
+    made_here, came_along = runs_dir() / config.id, shipped_dir() / "runs" / config.loose_id
+    return (made_here,) if config.anew else (made_here, came_along)
 
 
 def ensure(config: RunConfig, make: Callable[[Path], Mapping[str, Any] | None]) -> Run:

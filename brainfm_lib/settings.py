@@ -6,13 +6,14 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from brainfm_lib.config import PROFILES, load_profile
+from brainfm_lib.config import load_profile, profile_names
 from brainfm_lib.masking import visible_count
 from brainfm_lib.objectives import ARMS
 
 FOR = {  # profile -> what it is for
     "tiny": "tests: seconds",
-    "quick": "the default: two CPU cores, minutes",
+    "quick": "two CPU cores, minutes",
+    "shipped": "the encoders that ship, as they were trained",
     "compact": "small encoders, trained for long",
     "reference": "one large GPU, minutes",
     "paper": "the full recipe, on a cohort and a machine of one's own",
@@ -54,7 +55,7 @@ def settings_of(name: str, overrides: Mapping[str, Any] | None = None) -> str:
 def profile_table() -> str:
     """Markdown of the profiles that ship: what each is for, and its sizes."""
     rows = []
-    for name in sorted(path.stem for path in PROFILES.glob("*.yaml")):
+    for name in profile_names():
         profile = load_profile(name)
         geometry, encoder = profile.geometry, profile.encoder
         optimisers = {arm: profile.pretraining(arm, 0).optimiser for arm in ARMS}

@@ -4,7 +4,6 @@ A request is ``kind:arm`` or ``kind:arm:what``, for instance ``pretrain:mae`` or
 into a configuration, from which the run's identity follows without making anything, and makes the run when asked to.
 """
 
-import copy
 import dataclasses
 import json
 from collections.abc import Callable, Mapping
@@ -20,7 +19,7 @@ from brainfm_lib.objectives import ARMS, CONTROL
 from brainfm_lib.runs import Run, RunConfig, ensure, find, find_whole
 from brainfm_lib.study_evaluation import JUDGED
 from brainfm_lib.study_structure import StudyStructure
-from brainfm_lib.verdict import AUXILIARY, REGULARISED
+from brainfm_lib.variants import arm_of, varied
 
 FLAT_NAMES = {
     "spectral_weight": "spectral.weight",
@@ -30,8 +29,7 @@ FLAT_NAMES = {
     "learning_rate": "optimiser.lr",
     "steps": "optimiser.steps",
 }
-
-
+ALONE = ("trials", "causal")  # kinds with commands of their own, which make them anew
 PROGRESS = 4  # a curve over training asks this much fewer held-out volumes than a reconstruction does
 
 
@@ -39,7 +37,7 @@ class Study(StudyStructure):
     """What is compared, and on what.
 
     Args:
-        profile: ``tiny``, ``quick``, ``reference``, ``paper``, ``replica``, or the path of a YAML file.
+        profile: ``tiny``, ``quick``, ``reference``, ``paper``, ``replica``, ``shipped``, or the path of a YAML file.
         manifest: Path of a data manifest; default the project's own.
         seed: Of pretraining and of the probes.
         objective: One arm, or ``all``.
@@ -49,6 +47,7 @@ class Study(StudyStructure):
         cpu: Stay on the CPU whatever else there is.
         compile, recompute: How pretraining uses the machine, see `pretrain.Trainer`.
         allow_leak: Judge even where the audit finds a leak; figures and tables then say so.
+        retrain: Make runs here also where the same ones came with the project.
 
     Raises:
         InputError: A name that is not known, or a value of the wrong type.
@@ -67,6 +66,7 @@ class Study(StudyStructure):
         compile: bool = False,
         recompute: bool = False,
         allow_leak: bool = False,
+        retrain: bool = False,
         **flat: Any,
     ) -> None:
         unknown = sorted(set(flat) - set(FLAT_NAMES))
@@ -79,10 +79,10 @@ class Study(StudyStructure):
         settings = load_profile(profile, self.overrides)
         super().__init__(load_manifest(manifest), settings, progress=progress, allow_leak=allow_leak)
         self.profile_name, self.seed, self.cpu = profile, int(seed), cpu
-        self.compile, self.recompute = compile, recompute
+        self.compile, self.recompute, self.retrain = compile, recompute, retrain
         self.made_of = {"profile": profile, "manifest": str(self.manifest.path), "seed": seed, "objective": objective}
         self.made_of |= {"overrides": self.overrides, "cpu": cpu, "compile": compile, "recompute": recompute}
-        self.made_of |= {"allow_leak": allow_leak}  # for the same study in another process
+        self.made_of |= {"allow_leak": allow_leak, "retrain": retrain}  # for the same study in another process
         self.after: int | None = None  # steps after which trained encoders are looked at; None: all
         self.used, self._leaks, self._met, self._labels, self._digests = {}, {}, {}, {}, {}
         self._asked: list[str] = []
@@ -104,9 +104,10 @@ class Study(StudyStructure):
             try:
                 if builder is None:
                     raise TypeError
-                self._configs[request] = builder(*words)
+                made = builder(*words)
             except TypeError as error:
                 raise InputError(f"{request!r} is no request: write kind:arm or kind:arm:task.") from error
+            self._configs[request] = dataclasses.replace(made, anew=self.retrain and kind not in ALONE)
         return self._configs[request]
 
     def identify(self, request: str) -> str:
@@ -129,8 +130,7 @@ class Study(StudyStructure):
             own = {name: [settings.model_dump(), self._digest_of(name)] for name, settings in self.own.items()}
             shown = [tasks, absent, self.pretraining_cohorts, manifest.transductive, evaluation, own]
             return f"study-{stable_hash([*shown, self.profile.trial_lrs])}"
-        config = self._config_of(request)
-        found = find(config)
+        found = find(config := self._config_of(request))
         return found.id if found is not None else config.id
 
     def run(self, request: str, **making: Any) -> Run:
@@ -184,40 +184,16 @@ class Study(StudyStructure):
         Args:
             request: Whose arm it is.
             change: ``seed=1``; ``lr=0.001``; ``weight=0``, of the auxiliary objective, at the learning rate of the arm
-                without one; ``paired=1``, a seed at that rate; or ``step=250``, encoders after so many steps.
+                without one; ``paired=1``, a seed at that rate; ``step=250``, encoders after so many steps; or
+                ``profile=quick``, by another profile, none of its values changed.
 
         Raises:
-            InputError: `change` is neither.
+            InputError: `change` is none of these.
         """
-        name, _, value = change.partition("=")
-        arm = "" if name in ("seed", "step") else request.split(":")[1]
-        if (arm, change) in self._variants:
-            return self._variants[arm, change]
-        other = copy.copy(self)  # cohorts, splits and what leaks depend on neither
-        other._configs, other._variants, other.used, other._asked = {}, {}, {}, []
-        try:
-            if name == "seed":
-                other.seed = int(value)
-            elif name == "step":
-                other.after = int(value)
-            elif name == "lr":
-                other.profile = dataclasses.replace(self.profile, arm_lr={**self.profile.arm_lr, arm: float(value)})
-            elif name in ("weight", "paired"):
-                rate = self.profile.pretraining(REGULARISED.get(arm, arm), self.seed).optimiser.lr
-                other.profile = dataclasses.replace(self.profile, arm_lr={**self.profile.arm_lr, arm: rate})
-                if name == "weight":
-                    part = AUXILIARY[arm]
-                    weighted = dataclasses.replace(getattr(self.profile, part), weight=float(value))
-                    other.profile = dataclasses.replace(other.profile, **{part: weighted})
-                else:
-                    other.seed = int(value)
-            else:
-                raise ValueError
-        except (KeyError, ValueError) as error:
-            raise InputError(
-                f"{change!r} changes nothing of {request}: write seed=1, lr=0.001, weight=0, paired=1 or step=250."
-            ) from error
-        return self._variants.setdefault((arm, change), other)
+        key = arm_of(request, change), change
+        if key not in self._variants:
+            self._variants[key] = varied(self, request, change)
+        return self._variants[key]
 
     # --- kinds of run: a configuration, and how it is made -----------------------------------------------------------
 
@@ -263,7 +239,7 @@ class Study(StudyStructure):
         if self.after is not None:
             from brainfm_lib.snapshot import make_snapshot
 
-            trained = ensure(self._trained_config(arm), self._trained_make(arm))
+            trained = ensure(dataclasses.replace(self._trained_config(arm), anew=self.retrain), self._trained_make(arm))
             return make_snapshot(self.profile.pretraining(arm, self.seed), trained.path, self.after)
         return self._trained_make(arm, **making)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -74,6 +75,12 @@ class StudyData:
     def in_memory(self) -> bool:
         """Whether a cohort's volumes are a bank in this process' memory, see `keep`."""
         return any(hasattr(volumes, "on_device") for volumes in self._volumes.values())
+
+    def some_volumes(self, name: str, rows: Sequence[int] | np.ndarray) -> Volumes:
+        """Volumes of these rows of a cohort's table; of phantoms, which are never refused, no others are made."""
+        if name in self._volumes or self.cohort(name).kind != "phantom":
+            return self.volumes(name).select(rows)
+        return self._open(self.cohort(name).select(rows))
 
     def _open(self, cohort: Cohort) -> Volumes:
         return open_volumes(cohort, self.profile.geometry, progress=self.progress, on_error="report")
@@ -197,7 +204,7 @@ class StudyData:
                 count = min(len(chosen), max(round(limit * len(chosen) / total), 1))
                 chosen = chosen[np.linspace(0, len(chosen) - 1, count).round().astype(int)] if len(chosen) else chosen
             if len(chosen):
-                parts.append(self.volumes(name).select(chosen))
+                parts.append(self.some_volumes(name, chosen))
                 scans = self.public(name, self.cohort(name).scans.iloc[chosen])
                 tables.append(scans.assign(subject_id=f"{name}/" + scans["subject_id"].astype(str), cohort=name))
         if not parts:

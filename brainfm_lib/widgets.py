@@ -183,7 +183,8 @@ def cohort_browser(study: Study) -> Any:
         if live():  # on a page that others read, what is known of one person stays out
             words += [str(known[name]) for name in ("site", "sex") if str(known.get(name, ""))]
             words += [] if np.isnan(known.get("age", np.nan)) else [f"{known['age']:.0f} years"]
-        return figures.cohort_montage(study.volumes(cohort).read([row]), [", ".join(words)], study.profile.geometry)
+        volume = study.some_volumes(cohort, [row]).read([0])
+        return figures.cohort_montage(volume, [", ".join(words)], study.profile.geometry)
 
     return explore(draw, cohort=names, scan=(0, max(counts.values()) - 1, 1))
 

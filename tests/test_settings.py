@@ -6,7 +6,7 @@ import re
 import pytest
 import torch
 
-from brainfm_lib.config import PROFILES, load_profile
+from brainfm_lib.config import PROFILES, SHIPPED, load_profile, profile_names
 from brainfm_lib.masking import random_mask, replica_mask
 from brainfm_lib.settings import FOR, profile_table, settings_of
 from brainfm_lib.study import Study
@@ -36,7 +36,8 @@ def test_the_authors_draw_hides_what_is_said() -> None:
 
 def test_every_profile_is_listed_with_what_it_is_for() -> None:
     lines = profile_table().splitlines()[2:]
-    assert [line.split("`")[1] for line in lines] == list(FOR) and sorted(FOR) == NAMES
+    assert [line.split("`")[1] for line in lines] == [name for name in FOR if name in profile_names()]
+    assert sorted(FOR) == sorted({*NAMES, SHIPPED})
 
 
 def test_what_differs_between_arms_or_was_changed_is_said() -> None:

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+import yaml
 
+from brainfm_lib.config import SHIPPED, profile_values
 from brainfm_lib.identity import write_atomic
 from brainfm_lib.integrity import digests
 from brainfm_lib.reference.plan import Plan
@@ -26,7 +28,7 @@ ENCODER = "encoder/model.safetensors"  # a run of weights without these does not
 
 
 def collect(folder: Path, plan: Plan, clock: Clock, runs: Iterable[Run]) -> Path:
-    """Write ``results/``: runs as the shipped layer holds them, and ``reference.json``.
+    """Write ``results/``: runs as the shipped layer holds them, ``reference.json``, and the profile `SHIPPED`.
 
     Args:
         folder: Of the reference run.
@@ -41,6 +43,13 @@ def collect(folder: Path, plan: Plan, clock: Clock, runs: Iterable[Run]) -> Path
     (results / "runs").mkdir(parents=True, exist_ok=True)
     for run in runs:
         _ship(run, results / "runs" / run.provenance["loose_id"])
+    first = plan.parts[0]
+    with write_atomic(results / f"{SHIPPED}.yaml") as path:
+        values = profile_values(first.profile, first.overrides)
+        path.write_text(
+            f"# Of the encoders beside this file: `{first.profile}`, as long as the reference run had time.\n"
+            + yaml.safe_dump(values, sort_keys=False)
+        )
     busy = busy_share(folder / "state" / "busy.csv", clock.log)
     summary = {"plan": dataclasses.asdict(plan), "seconds": clock.spent, "log": clock.log, "busy": busy}
     with write_atomic(results / "reference.json") as path:

@@ -8,12 +8,16 @@ from pathlib import Path
 import pandas as pd
 
 from brainfm_lib import comparison
+from brainfm_lib.config import SHIPPED
+from brainfm_lib.data.manifest import load_manifest
 from brainfm_lib.errors import InputError
+from brainfm_lib.objectives import ARMS
 from brainfm_lib.paths import project_root, shipped_dir
 from brainfm_lib.reference.plan import Part
 from brainfm_lib.runs import Run
 from brainfm_lib.study import Study
 from brainfm_lib.verdict import METRIC
+from brainfm_lib.words import Words
 
 SUMMARY = "reference.json"
 
@@ -37,6 +41,20 @@ def shipped_studies(manifest: str | Path | None = None) -> list[Study]:
             study.optional(request)
         study.used = {request: run for request, run in study.used.items() if run.shipped}  # nothing that was made here
     return studies
+
+
+def every_arm_ships(manifest: str | Path | None = None) -> bool:
+    """Whether encoders of all arms ship that were pretrained on what a manifest names.
+
+    Args:
+        manifest: As in `Study`.
+    """
+    known = load_manifest(manifest)
+    if any(known.cohorts[name].kind != "phantom" for name in known.available_cohorts() if name in known.pretraining):
+        return False
+    study = Study(SHIPPED, manifest, progress=False)
+    found = [study.optional(f"pretrain:{arm}") for arm in ARMS]
+    return all(run is not None for run in found)
 
 
 def judged(study: Study) -> list[str]:
@@ -68,6 +86,15 @@ def seeds_table(study: Study, most: int = 10) -> pd.DataFrame:
 def seen(study: Study) -> int:
     """Volumes that each of its encoders has seen in pretraining."""
     return study.profile.optimiser.steps * study.profile.optimiser.batch_size
+
+
+def reference_note(study: Study, seeds: int, here: Study) -> Words:
+    """What the encoders of the reference run are, beside those that are made here."""
+    return Words(
+        f"**Read, not made here**: encoders of profile `{study.profile_name}`, {seeds} seed{'s' * (seeds != 1)}, each "
+        f"of which has seen {seen(study):,} volumes; those of `{here.profile_name}` made here see {seen(here):,}. "
+        "Phantom results."
+    )
 
 
 def write_result(here: Study, path: str) -> None:

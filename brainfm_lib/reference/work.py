@@ -92,7 +92,15 @@ def _make_part(
     device = best_device(cpu=cpu)
     ready: set[str] = set()  # cohorts whose volumes are there
     at_once = planning.at_once_on(device, part.profile, cores)
-    first = Study(part.profile, manifest, overrides=part.overrides, progress=False, cpu=cpu, compile=plan.compiled)
+    first = Study(
+        part.profile,
+        manifest,
+        overrides=part.overrides,
+        progress=False,
+        cpu=cpu,
+        compile=plan.compiled,
+        retrain=True,  # what ships already may not stand in for it
+    )
 
     def study_of(seed: int) -> Study:  # with the cohorts and banks of the first
         return first.variant("", f"seed={seed}") if seed else first
@@ -239,7 +247,7 @@ def _begin(parent: int, profile: str, manifest: Any, overrides: dict[str, Any]) 
     global _study
     end_with_parent(parent)
     torch.set_num_threads(1)
-    _study = Study(profile, manifest, overrides=overrides, progress=False, cpu=True)
+    _study = Study(profile, manifest, overrides=overrides, progress=False, cpu=True, retrain=True)
 
 
 def _answer(seed: int, request: str) -> str:

@@ -111,14 +111,14 @@ def montage_scans(study: Study, most: int = 5) -> tuple[np.ndarray, list[str]]:
     """One scan a contrast, from different cohorts where possible: volumes (n, D, H, W) in [0, 1], and their titles."""
     found: dict[str, list[str]] = {}
     for name in study.cohorts_in_use:
-        for contrast in study.volumes(name).scans["contrast"].unique():
+        for contrast in study.cohort(name).scans["contrast"].unique():
             found.setdefault(contrast, []).append(name)
     volumes, titles = [], []
     for place, (contrast, names) in enumerate(list(found.items())[:most]):
-        bank = study.volumes(names[place % len(names)])
-        row = int(np.flatnonzero(bank.scans["contrast"] == contrast)[0])
-        volumes.append(bank.read([row])[0])
-        titles.append(f"{contrast}\n{names[place % len(names)]}")
+        name = names[place % len(names)]
+        row = int(np.flatnonzero(study.cohort(name).scans["contrast"] == contrast)[0])
+        volumes.append(study.some_volumes(name, [row]).read([0])[0])
+        titles.append(f"{contrast}\n{name}")
     return np.stack(volumes), titles
 
 
