@@ -2,7 +2,7 @@
 # make lab    JupyterLab on the notebooks               make lint   ruff and mypy
 # Linux without an NVIDIA GPU: `make book TORCH_INDEX=https://download.pytorch.org/whl/cpu` takes the CPU build
 # of torch (0.2 GB instead of several GB of CUDA). PIP_FIND_LINKS or UV_FIND_LINKS (a folder of wheels) is honoured.
-# Choose the report's parameters with BRAINFM_PROFILE=tiny|quick (default: quick).
+# Choose what the report is made with: BRAINFM_PROFILE=tiny|quick|… (default: the encoders that ship, where they fit).
 
 SHELL := /bin/bash
 PYTHON ?= python3

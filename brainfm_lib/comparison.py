@@ -10,6 +10,7 @@ import pandas as pd
 
 from brainfm_lib import stats
 from brainfm_lib.analysis.covariance import debiased_cka
+from brainfm_lib.config import LIVE
 from brainfm_lib.errors import InputError
 from brainfm_lib.verdict import CNN, CONTROL, KINDS, METRIC, NUISANCE, RAW_VOXELS, REGULARISED, SHUFFLED
 
@@ -21,7 +22,6 @@ PREDICTORS = ("position_mean", "interpolation")
 CONTROLS = (SHUFFLED, NUISANCE, RAW_VOXELS, CONTROL)
 CUTOFF = "spectral loss from here"
 GRADIENT = ("attentive", "finetune")  # kinds that need a fold of their own to choose the epoch on
-LIVE = "quick"  # profile of a training that shows that training works
 HALF = 0.5  # coherence; and chance, as an AUROC
 
 

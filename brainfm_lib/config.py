@@ -28,6 +28,7 @@ from brainfm_lib.probes.attentive import AttentiveConfig
 
 PROFILES = Path(__file__).parent / "profiles"
 SHIPPED = "shipped"  # profile of the encoders that ship: `reference.collect` writes it beside them
+LIVE = "quick"  # of a training that shows, where those are read, that training works
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from IPython.core.getipython import get_ipython
 
 from brainfm_lib import figures
 from brainfm_lib.analysis.spectrum import low_pass
+from brainfm_lib.config import LIVE, SHIPPED
 from brainfm_lib.data.augment import zscore
 from brainfm_lib.figures.style import title
 from brainfm_lib.losses.spectral import MODES, spectral_loss
@@ -193,13 +194,15 @@ def run_launcher(study: Study) -> Any:
     """Pretraining of an arm, with a button to stop it; the first one goes on again. Elsewhere: the command to type.
 
     The work is done by a process of its own, so that the kernel stays free; what is made is found by the notebook's
-    cells afterwards.
+    cells afterwards. Of encoders that ship there is nothing to train: the profile is `LIVE` then.
     """
+    ships = study.profile_name == SHIPPED and not study.retrain
+    profile, overrides = (LIVE, {}) if ships else (study.profile_name, study.overrides)
     if not live():
-        words = f"brainfm pretrain --profile {study.profile_name} --seed {study.seed} --objective"
+        words = f"brainfm pretrain --profile {profile} --seed {study.seed} --objective"
         return Words("\n".join(["```shell", *(f"{words} {arm}" for arm in study.arms), "```"]))
-    asked = {"profile": study.profile_name, "manifest": str(study.manifest.path), "seed": study.seed}
-    return Launcher([sys.executable, "-c", WORK, json.dumps({**asked, "overrides": study.overrides})], study.arms).box
+    asked = {"profile": profile, "manifest": str(study.manifest.path), "seed": study.seed, "overrides": overrides}
+    return Launcher([sys.executable, "-c", WORK, json.dumps({**asked, "retrain": study.retrain})], study.arms).box
 
 
 class Launcher:

@@ -16,8 +16,9 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from brainfm_lib import report, together
+from brainfm_lib import comparison, notes, report, together
 from brainfm_lib.checkpoint import snapshot_steps
+from brainfm_lib.config import profile_names
 from brainfm_lib.errors import InputError
 from brainfm_lib.judging import judge
 from brainfm_lib.learning import curve_tasks, learning_table
@@ -104,7 +105,32 @@ def test_killed_in_the_middle_it_goes_on_and_its_results_ship(tmp_path, manifest
         assert run is not None and run.shipped, request
     VisionTransformer3d.from_pretrained(study.run("pretrain:jepa").path / "encoder")
     shutil.copy(folder / "results" / "reference.json", tmp_path / "book" / "reference")
+    shutil.copy(folder / "results" / "shipped.yaml", tmp_path / "book" / "reference")
+    the_report_reads_it(tmp_path, manifest, study)
     read_the_page(tmp_path, manifest, study)
+
+
+def the_report_reads_it(root, manifest, study):
+    """By default; where asked to, or where a manifest pretrains on something else, it trains its own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("BRAINFM_PROFILE", raising=False)
+        assert report.default_profile(root, manifest) == "shipped"
+        other = root / "other.yaml"
+        other.write_text(manifest.read_text().replace("seed: 0", "seed: 9"))
+        assert report.default_profile(root, other) == "quick"
+    ours = Study("shipped", manifest, progress=False)
+    assert ours.profile == study.profile and "shipped" in profile_names()
+    assert ours.run("pretrain:mae").shipped and "Read, not trained here" in notes.study_note(ours).data
+    anew = Study("shipped", manifest, progress=False, retrain=True)
+    assert anew.optional("pretrain:mae") is None and "Trained anew" in notes.study_note(anew).data
+    runs = {arm: ours.run(f"pretrain:{arm}") for arm in ("mae", "jepa")}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(comparison, "LIVE", "tiny")
+        live = comparison.live_runs(ours, runs)
+    assert list(live) == ["mae"] and not live["mae"].shipped
+    assert live["mae"].id == Study("tiny", manifest, progress=False).identify("pretrain:mae")
+    assert "MAE, trained here: 96 volumes" in notes.live_note(runs, live).data
+    assert comparison.live_runs(ours, live) == {} and "trained here" in notes.live_note(live, {}).data
 
 
 def read_the_page(root, manifest, study):

@@ -8,7 +8,7 @@ import os
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -26,7 +26,7 @@ from brainfm_lib.errors import InputError, RefusedScan
 from brainfm_lib.identity import code_digest, stable_hash, write_atomic
 from brainfm_lib.integrity import read_table, set_aside, write_table
 from brainfm_lib.paths import store_dir
-from brainfm_lib.processes import in_order
+from brainfm_lib.processes import bound_cores, in_order
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -39,6 +39,8 @@ PENDING = ".pending.jsonl"  # what was made since the index was written, a line 
 FORMAT = 3  # of the folder
 PHANTOM_BATCH = 4
 WORKERS = 8  # threads at most
+READERS = 4  # threads at most that read one batch: each copies out of the page cache at a core's pace
+READ_BY_ONE = 2**20  # bytes below which another thread costs more than it saves
 HEADER_ONLY = ("brainfm_lib", "brainfm_lib.data")  # packages that only re-export: no part of what makes a volume
 
 
@@ -79,10 +81,19 @@ class Volumes:
 
     def __getitem__(self, rows: Sequence[int] | np.ndarray) -> np.ndarray:
         """Volumes (B, D, H, W) of these rows as they are stored."""
-        out = np.empty((len(rows), *self.geometry.grid), self.geometry.storage)
-        for place, row in enumerate(rows):
-            self._read(row, out[place])
+        rows, out = np.asarray(rows), np.empty((len(rows), *self.geometry.grid), self.geometry.storage)
+        readers = min(READERS, bound_cores(), out.nbytes // READ_BY_ONE)
+        if readers < 2:
+            self._read_each(rows, out)
+        else:
+            parts = [slice(start, None, readers) for start in range(readers)]
+            for _ in _pool(os.getpid()).map(lambda part: self._read_each(rows[part], out[part]), parts):
+                pass  # what went wrong in a thread is raised here
         return out
+
+    def _read_each(self, rows: np.ndarray, out: np.ndarray) -> None:
+        for place, row in enumerate(rows):
+            self._read(int(row), out[place])
 
     def _read(self, row: int, out: np.ndarray) -> None:
         """Read a volume into `out`; the first time in this process its checksum is compared, and it is made again."""
@@ -208,6 +219,12 @@ def open_volumes(
     kept = cohort if good.all() else cohort.select(good)
     refused = pd.concat([cohort.refused, found[REFUSED_COLUMNS]], ignore_index=True)
     return Volumes(kept, geometry, folder, refused)
+
+
+@lru_cache(maxsize=1)
+def _pool(process: int) -> ThreadPoolExecutor:
+    """Threads that read; a forked process has none of its parent's, so they are its own."""
+    return ThreadPoolExecutor(READERS)
 
 
 def _read_into(file: Path, out: np.ndarray) -> bool:

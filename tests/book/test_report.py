@@ -82,6 +82,33 @@ def test_parameters_that_act_through_runs_are_compared_through_runs(project: Pat
     assert reasons == ["its parameters changed (seed)"] * 2
 
 
+def test_a_profile_may_say_something_of_one_notebook_alone(project: Path) -> None:
+    params = project / "notebooks" / "params" / "quick.yaml"
+    pages = report.find_pages(project)
+    params.write_text("seed: 1\n20_pretrain: {seed: 5}\n")
+    given = report.profile_parameters(project, "quick", pages)
+    assert (given["10_data"]["seed"], given["20_pretrain"]["seed"]) == (1, 5)
+    params.write_text("20_pretrain: {seeed: 5}\n")
+    with pytest.raises(InputError, match="seeed, which no parameters cell declares"):
+        report.profile_parameters(project, "quick", pages)
+
+
+def test_the_default_profile_is_quick_unless_told_or_encoders_ship(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from brainfm_lib.reference import shipped
+
+    monkeypatch.delenv("BRAINFM_PROFILE", raising=False)
+    assert report.default_profile(project) == "quick"
+    (project / report.SHIPPED_PROFILE).parent.mkdir(parents=True)
+    (project / report.SHIPPED_PROFILE).write_text("geometry: {grid: [32, 32, 32], spacing: 5.75}\n")
+    for ships, profile in ((True, "shipped"), (False, "quick")):
+        monkeypatch.setattr(shipped, "every_arm_ships", lambda manifest: ships)  # noqa: B023
+        assert report.default_profile(project) == profile
+    monkeypatch.setenv("BRAINFM_PROFILE", "tiny")
+    assert report.default_profile(project) == "tiny"
+
+
 def test_run_parameters_are_those_of_the_study() -> None:
     from brainfm_lib.study import FLAT_NAMES
 
