@@ -23,6 +23,11 @@ def file_digest(file: Path) -> str:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
+def file_identity(kind: str, file: Path) -> str:
+    """``kind-hash`` of a file's bytes, as pages note what they rest on; "absent" where there is none."""
+    return f"{kind}-{file_digest(file)[:12]}" if file.is_file() else "absent"
+
+
 def digests(folder: Path) -> dict[str, str]:
     """SHA-256 (hex) of every file below a folder, by its path in it; hidden ones and checkpoints are left out."""
     found = {}

@@ -11,6 +11,7 @@ import pandas as pd
 
 from brainfm_lib.comparison import trained_arms
 from brainfm_lib.compute import pretraining_cost
+from brainfm_lib.config import LIVE, SHIPPED
 from brainfm_lib.errors import InputError
 from brainfm_lib.objectives import ARMS
 from brainfm_lib.runs import RunConfig
@@ -94,17 +95,21 @@ def trial_table(study: Study) -> pd.DataFrame:
 
     Returns:
         arm, lr, validation (mean over tasks of the AUROC over validation subjects), chosen (whether the arm has it),
-        shipped (whether the trials came with the project instead of being made here).
+        shipped (whether the trials came with the project instead of being made here), profile (under which they were
+        made, if not the study's own: encoders that ship were trained for longer than their rates were tried).
     """
-    columns = ["arm", "lr", "validation", "chosen", "shipped"]
-    run = study.optional("trials")
+    columns = ["arm", "lr", "validation", "chosen", "shipped", "profile"]
+    run, tried = study.optional("trials"), ""
+    if run is None and study.profile_name == SHIPPED:
+        run, tried = study.optional(f"trials@profile={LIVE}"), LIVE
     if run is None:
         return pd.DataFrame(columns=columns)
     found = run.table("trials").groupby(["arm", "lr"], sort=False)["validation_auroc"].mean().reset_index()
     found = found[found["arm"].isin(trained_arms(study))]
     used = {arm: study.profile.pretraining(arm, study.seed).optimiser.lr for arm in trained_arms(study)}
     chosen = found["lr"] == found["arm"].map(used)
-    return found.rename(columns={"validation_auroc": "validation"}).assign(chosen=chosen, shipped=run.shipped)[columns]
+    found = found.rename(columns={"validation_auroc": "validation"})
+    return found.assign(chosen=chosen, shipped=run.shipped, profile=tried)[columns]
 
 
 def tune(study: Study) -> Iterator[str]:

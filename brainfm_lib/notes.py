@@ -238,6 +238,8 @@ def trials_note(trials: pd.DataFrame, arms: Sequence[str]) -> Words:
     same = "the same number" if counts.nunique() == 1 else "**not the same number**"
     said = "each arm has the best of them" if not worse else f"**{_list(worse)} could have a better one**"
     source = " These trials ship with the project; `brainfm tune` makes them anew." if trials["shipped"].any() else ""
+    for profile in set(trials["profile"]) - {""}:
+        source += f" They are of profile `{profile}`: the best rate of another length of training may be another."
     ends = trials.groupby("arm")["lr"].agg(["min", "max"]).stack().reset_index(name="lr")[["arm", "lr"]]
     edge = [title(arm) for arm in best.merge(ends)["arm"].unique()]
     beyond = f" The best of {_list(edge)} is an outermost one: one beyond it may be better still." if edge else ""

@@ -27,6 +27,7 @@ from filelock import FileLock
 from brainfm_lib.data.strict_yaml import load_yaml
 from brainfm_lib.errors import InputError
 from brainfm_lib.identity import PACKAGE, code_digest, imported_modules, stable_hash, write_atomic
+from brainfm_lib.integrity import file_identity
 
 STUDY = ("brainfm_lib.study", "brainfm_lib.study_data")
 # parameters that change a profile's values, and so show in the identity of the runs that they touch: see `Study`
@@ -132,12 +133,6 @@ def reference_pages(root: Path) -> list[Page]:
     return [Page(root / "notebooks" / REFERENCE_PAGE, root / "book" / "chapters", "reference_results")] if there else []
 
 
-def reference_identity(root: Path) -> str:
-    """Hash of what the reference run that ships says of itself; "absent" where there is none."""
-    file = root / REFERENCE
-    return f"reference-{hashlib.sha256(file.read_bytes()).hexdigest()[:12]}" if file.is_file() else "absent"
-
-
 def sweep_pages(root: Path) -> dict[Page, str]:
     """A page for each sweep that has a table, and the sweep's name."""
     notebook, chapters = root / "notebooks" / SWEEP_PAGE, root / "book" / "chapters"
@@ -152,8 +147,7 @@ def about_sweep(root: Path, name: str) -> dict[str, str]:
 
 def sweep_identity(root: Path, name: str) -> str:
     """Hash of a sweep's table; "absent" where there is none."""
-    file = root / "sweeps" / name / SWEPT
-    return f"sweep-{hashlib.sha256(file.read_bytes()).hexdigest()[:12]}" if file.is_file() else "absent"
+    return file_identity("sweep", root / "sweeps" / name / SWEPT)
 
 
 def profile_parameters(root: Path, profile: str, pages: list[Page]) -> dict[str, dict[str, Any]]:
@@ -314,7 +308,7 @@ def study_identify(root: Path) -> Identify:
         if kind == "sweep":
             return sweep_identity(root, name)
         if kind == "reference":
-            return reference_identity(root)
+            return file_identity("reference", root / REFERENCE)
         key = stable_hash(dict(parameters))
         with rooted(root):
             if key not in studies:

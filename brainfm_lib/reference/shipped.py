@@ -11,8 +11,9 @@ from brainfm_lib import comparison
 from brainfm_lib.config import SHIPPED
 from brainfm_lib.data.manifest import load_manifest
 from brainfm_lib.errors import InputError
+from brainfm_lib.integrity import file_identity
 from brainfm_lib.objectives import ARMS
-from brainfm_lib.paths import project_root, shipped_dir
+from brainfm_lib.paths import shipped_dir
 from brainfm_lib.reference.plan import Part
 from brainfm_lib.runs import Run
 from brainfm_lib.study import Study
@@ -99,9 +100,7 @@ def reference_note(study: Study, seeds: int, here: Study) -> Words:
 
 def write_result(here: Study, path: str) -> None:
     """Note what the page rests on: the run that ships, and what it found of this report's own encoders."""
-    from brainfm_lib.report import reference_identity
-
     here.write_result(path)
     content = json.loads(Path(path).read_text(encoding="utf-8"))
-    content["runs"]["reference:"] = reference_identity(project_root())
+    content["runs"]["reference:"] = file_identity("reference", shipped_dir() / SUMMARY)
     Path(path).write_text(json.dumps(content, indent=2), encoding="utf-8")
