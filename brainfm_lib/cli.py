@@ -30,7 +30,9 @@ SMALLER = (
     "(optimiser.accumulate)."
 )
 LISTED = 20  # named on the terminal for each rule that is broken
-ProfileOption = Annotated[str, typer.Option(help="tiny, quick, compact, reference, paper, replica, or a YAML file.")]
+ProfileOption = Annotated[
+    str, typer.Option(help="tiny, quick, compact, reference, paper, replica, shipped, or a YAML file.")
+]
 ObjectiveOption = Annotated[str, typer.Option(help="mae, sl-mae, jepa, vcr-jepa, or all.")]
 SeedOption = Annotated[int, typer.Option(help="Seed of weights, order, masks and augmentation.")]
 CpuOption = Annotated[bool, typer.Option(help="Stay on the CPU.")]
@@ -174,15 +176,23 @@ def probe(
     allow_leak: Annotated[bool, typer.Option("--allow-leak", help="Go on where the audit finds a leak.")] = False,
 ) -> None:
     """Judge the encoders of a study and their controls on its tasks; encoders that are missing are made first."""
+    from brainfm_lib.comparison import trained_arms
     from brainfm_lib.judging import judge
     from brainfm_lib.paths import project_root
-    from brainfm_lib.report import default_profile
+    from brainfm_lib.report import judged_profile
     from brainfm_lib.study import Study
 
-    profile = profile or default_profile(project_root(), manifest)
+    profile = profile or judged_profile(project_root(), manifest)
     study = Study(profile, manifest, seed, objective, cpu=cpu, allow_leak=allow_leak)
     if study.stamp:
         print(f"warning: {study.stamp}.", flush=True)
+    missing = [arm for arm in trained_arms(study) if study.optional(f"pretrain:{arm}") is None]
+    if missing:
+        seen = study.profile.optimiser.steps * study.profile.optimiser.batch_size
+        print(
+            f"profile {profile}, seed {seed}: {', '.join(missing)} will be pretrained, {seen:,} volumes each",
+            flush=True,
+        )
     for line in judge(study, protocol, task, table):
         print(line, flush=True)
 

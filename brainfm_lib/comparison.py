@@ -50,6 +50,12 @@ def finetune_tasks(study: Study) -> tuple[str, ...]:
     return tuple(task for task in study.profile.evaluation.finetune_tasks if task in study.tasks)
 
 
+def came_along(study: Study) -> bool:
+    """Whether the encoders of all its arms are there, and came with the project."""
+    runs = [study.optional(f"pretrain:{arm}") for arm in trained_arms(study)]
+    return bool(runs) and all(run is not None and run.shipped for run in runs)
+
+
 def live_runs(study: Study, runs: Mapping[str, Run]) -> dict[str, Run]:
     """Of the first arm whose `runs` came with the project, a short training here and now; empty where none did."""
     arm = next((arm for arm, run in runs.items() if run.shipped), None)

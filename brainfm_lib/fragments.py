@@ -68,10 +68,14 @@ def write_settings(root: Path, profile: str) -> None:
     if (book / "method.md").is_file() and "profile" in given.get(TRAINING_NOTEBOOK, {}):
         asked = given[TRAINING_NOTEBOOK]
         changed = {FLAT_NAMES[name]: asked[name] for name in FLAT_NAMES if asked.get(name) is not None}
-        text = settings_of(str(asked["profile"]), {**(asked.get("overrides") or {}), **changed})
+        overrides = {**(asked.get("overrides") or {}), **changed}
+        with report.rooted(root):
+            text = settings_of(str(asked["profile"]), overrides)
         report.write_text(book / "chapters" / "_settings.md", text)
     if (book / "your_data.md").is_file():
-        report.write_text(book / "chapters" / "_profiles.md", profile_table())
+        with report.rooted(root):
+            text = profile_table()
+        report.write_text(book / "chapters" / "_profiles.md", text)
 
 
 def write_causal(root: Path, runs: Mapping[str, str]) -> None:

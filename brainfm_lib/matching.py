@@ -96,7 +96,7 @@ def trial_table(study: Study) -> pd.DataFrame:
     Returns:
         arm, lr, validation (mean over tasks of the AUROC over validation subjects), chosen (whether the arm has it),
         shipped (whether the trials came with the project instead of being made here), profile (under which they were
-        made, if not the study's own: encoders that ship were trained for longer than their rates were tried).
+        made, if not the study's own: at the length of those that ship no rates were tried).
     """
     columns = ["arm", "lr", "validation", "chosen", "shipped", "profile"]
     run, tried = study.optional("trials"), ""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from brainfm_lib import causal
-from brainfm_lib.comparison import PREDICTORS
+from brainfm_lib.comparison import PREDICTORS, came_along
 from brainfm_lib.config import SHIPPED
 from brainfm_lib.figures.style import title
 from brainfm_lib.matching import unmatched
@@ -58,9 +58,9 @@ def study_note(study: Study) -> Words:
         parts.append(f"Every figure says: **{study.stamp}**.")
     if study.profile_name == SHIPPED:
         seen = study.profile.optimiser.steps * study.profile.optimiser.batch_size
+        read = "Read, not trained here" if came_along(study) else "Trained here as those that ship were"
         parts.append(
-            f"**{'Trained anew' if study.retrain else 'Read, not trained here'}**: encoders that ship with the report, "
-            f"each after {seen:,} volumes; `BRAINFM_PROFILE=quick` trains some for minutes instead."
+            f"**{read}**: encoders that have seen {seen:,} volumes each; `BRAINFM_PROFILE=quick` trains for minutes."
         )
     geometry = study.profile.geometry
     grid = " × ".join(map(str, geometry.grid))
@@ -95,16 +95,16 @@ def heldout_note(metrics: Mapping[str, pd.DataFrame]) -> Words:
     return Words(f"Held-out loss: {'; '.join(lines)}. {note} {jepa}" if lines else "No held-out loss was recorded.")
 
 
-def live_note(runs: Mapping[str, Run], live: Mapping[str, Run]) -> Words:
-    """What `brainfm_lib.comparison.live_runs` made reached, beside the page's own `runs` of the same arms."""
+def live_note(live: Mapping[str, Run]) -> Words:
+    """How far the short trainings of `brainfm_lib.comparison.live_runs` came."""
     said = []
     for arm, run in live.items():
         table = run.table("metrics")
-        short, long = table["heldout"].dropna(), runs[arm].table("metrics")["heldout"].dropna()
+        heldout = table["heldout"].dropna()
         said.append(
             f"{title(arm)}, trained here: {table['volumes'].iloc[-1]:,.0f} volumes, "
-            f"{run.provenance['volumes_per_second']:,.0f} a second, held-out loss {short.iloc[0]:.3f} to "
-            f"{short.iloc[-1]:.3f}. The encoder that ships ended at {long.iloc[-1]:.3f}"
+            f"{run.provenance['volumes_per_second']:,.0f} a second, held-out loss {heldout.iloc[0]:.3f} to "
+            f"{heldout.iloc[-1]:.3f}"
         )
     return Words(f"{'; '.join(said)}." if said else "Every encoder of this page was trained here: nothing is added.")
 
@@ -239,7 +239,7 @@ def trials_note(trials: pd.DataFrame, arms: Sequence[str]) -> Words:
     said = "each arm has the best of them" if not worse else f"**{_list(worse)} could have a better one**"
     source = " These trials ship with the project; `brainfm tune` makes them anew." if trials["shipped"].any() else ""
     for profile in set(trials["profile"]) - {""}:
-        source += f" They are of profile `{profile}`: the best rate of another length of training may be another."
+        source += f" They are of profile `{profile}`: of a longer or larger training another rate may be the best."
     ends = trials.groupby("arm")["lr"].agg(["min", "max"]).stack().reset_index(name="lr")[["arm", "lr"]]
     edge = [title(arm) for arm in best.merge(ends)["arm"].unique()]
     beyond = f" The best of {_list(edge)} is an outermost one: one beyond it may be better still." if edge else ""

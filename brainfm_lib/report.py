@@ -35,6 +35,7 @@ RUN_PARAMETERS = frozenset(
     ("overrides", "spectral_weight", "spectral_high_pass", "vcr_weight", "mask_ratio", "learning_rate", "steps")
 )
 STUDY_PARAMETERS = RUN_PARAMETERS | {"profile", "manifest", "seed", "objective", "allow_leak", "retrain"}
+ONLY, JUDGING = "only", "50_probes"  # in a parameter file: values of one notebook; the one that judges
 DATA = "data"  # under chapters: the tables behind the figures
 SWEEP_PAGE = "sweeps/page.ipynb"  # under notebooks: what every sweep's page is made with
 SWEPT, SWEPT_ABOUT = "results.parquet", "about.json"  # what a sweep leaves in its folder: a table, title and question
@@ -107,6 +108,15 @@ def bring_up_to_date(root: Path, *, profile: str | None = None, identify: Identi
     return [page.name for page in stale]
 
 
+def judged_profile(root: Path, manifest: str | Path | None = None) -> str:
+    """The profile of the encoders that the report judges, of which its parameter file may say another than its name."""
+    name = default_profile(root, manifest)
+    if not (root / "notebooks" / "params" / f"{name}.yaml").is_file():
+        return name
+    given = profile_parameters(root, name, find_pages(root)).get(JUDGING, {})
+    return str(given.get("profile", name))
+
+
 def default_profile(root: Path, manifest: str | Path | None = None) -> str:
     """Name of the profile that the report is made with: ``BRAINFM_PROFILE``.
 
@@ -153,7 +163,7 @@ def sweep_identity(root: Path, name: str) -> str:
 def profile_parameters(root: Path, profile: str, pages: list[Page]) -> dict[str, dict[str, Any]]:
     """Return, for each notebook, its declared defaults with the profile's values laid over them.
 
-    Values under a notebook's name, ``70_causal: {profile: quick}``, are for that one alone.
+    Values under ``only`` are for one notebook: ``only: {70_causal: {profile: quick}}``.
 
     Raises:
         InputError: No such profile, or it names a parameter that no notebook declares.
@@ -170,9 +180,11 @@ def profile_parameters(root: Path, profile: str, pages: list[Page]) -> dict[str,
     if not isinstance(values, dict):
         raise InputError(f"{file} must hold names and values, such as 'profile: quick'.")
     declared = {page.name: declared_parameters(page) for page in pages}
-    own = {name: values.pop(name) or {} for name in declared if name in values}  # of one notebook alone
+    own = values.pop(ONLY, {})
+    if not isinstance(own, dict) or not all(isinstance(given, dict) for given in own.values()):
+        raise InputError(f"{file}: write {ONLY}: {{notebook: {{name: value}}}}.")
     unknown = set(values).difference(*declared.values()) if declared else set()
-    unknown |= {key for name, given in own.items() for key in set(given).difference(declared[name])}
+    unknown |= {key for name, given in own.items() for key in set(given).difference(declared.get(name, ()))}
     if unknown:
         names = ", ".join(sorted(unknown))
         raise InputError(f"{file} sets {names}, which no parameters cell declares: correct the name.")

@@ -35,7 +35,7 @@ PACKAGES = ("torch", "numpy", "scipy", "scikit-learn", "pandas", "accelerate", "
 
 @dataclass(frozen=True)
 class RunConfig:
-    """Everything that decides what a run's result is, and nothing else.
+    """Everything that decides what a run's result is; and, apart from its identity, where it may be taken from.
 
     Attributes:
         kind: ``pretrain``, ``features``, ``probe`` and the like.
@@ -43,7 +43,7 @@ class RunConfig:
         data: Digest of the scans it uses, by role; no names, no paths.
         inputs: The runs it starts from, by role; known by their own identity, they need not exist yet.
         code: Modules of this package that make it; their import closure counts.
-        anew: Whether a run that came with the project does not do; no part of what the run is.
+        anew: Whether a run that came with the project does not do: no part of the identity.
     """
 
     kind: str
@@ -132,6 +132,11 @@ def find(config: RunConfig) -> Run | None:
             with suppress(InputError):  # a provenance that cannot be read vouches for nothing
                 return Run(folder)
     return None
+
+
+def ships(config: RunConfig) -> bool:
+    """Whether a finished run of `config` came with the project, whatever was made here."""
+    return (shipped_dir() / "runs" / config.loose_id / PROVENANCE).is_file()
 
 
 def find_whole(config: RunConfig, *, held: bool = False) -> Run | None:

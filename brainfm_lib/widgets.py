@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from IPython.core.getipython import get_ipython
 
-from brainfm_lib import figures
+from brainfm_lib import comparison, figures
 from brainfm_lib.analysis.spectrum import low_pass
 from brainfm_lib.config import LIVE, SHIPPED
 from brainfm_lib.data.augment import zscore
@@ -196,7 +196,7 @@ def run_launcher(study: Study) -> Any:
     The work is done by a process of its own, so that the kernel stays free; what is made is found by the notebook's
     cells afterwards. Of encoders that ship there is nothing to train: the profile is `LIVE` then.
     """
-    ships = study.profile_name == SHIPPED and not study.retrain
+    ships = study.profile_name == SHIPPED and comparison.came_along(study)
     profile, overrides = (LIVE, {}) if ships else (study.profile_name, study.overrides)
     if not live():
         words = f"brainfm pretrain --profile {profile} --seed {study.seed} --objective"

@@ -122,15 +122,22 @@ def the_report_reads_it(root, manifest, study):
     assert ours.profile == study.profile and "shipped" in profile_names()
     assert ours.run("pretrain:mae").shipped and "Read, not trained here" in notes.study_note(ours).data
     anew = Study("shipped", manifest, progress=False, retrain=True)
-    assert anew.optional("pretrain:mae") is None and "Trained anew" in notes.study_note(anew).data
+    assert anew.optional("pretrain:mae") is None and "Trained here" in notes.study_note(anew).data
+    other = Study("shipped", manifest, seed=1, progress=False)
+    assert "Trained here" in notes.study_note(other).data, "another seed does not ship"
+    beside = root / "runs" / ours.config("pretrain:mae").id
+    shutil.copytree(ours.run("pretrain:mae").path, beside)  # as if made here
+    assert "Trained here" in notes.study_note(Study("shipped", manifest, progress=False)).data
+    assert shipped.every_arm_ships(manifest), "what was made here takes nothing away from what ships"
+    shutil.rmtree(beside)
     runs = {arm: ours.run(f"pretrain:{arm}") for arm in ("mae", "jepa")}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(comparison, "LIVE", "tiny")
         live = comparison.live_runs(ours, runs)
     assert list(live) == ["mae"] and not live["mae"].shipped
     assert live["mae"].id == Study("tiny", manifest, progress=False).identify("pretrain:mae")
-    assert "MAE, trained here: 96 volumes" in notes.live_note(runs, live).data
-    assert comparison.live_runs(ours, live) == {} and "trained here" in notes.live_note(live, {}).data
+    assert "MAE, trained here: 96 volumes" in notes.live_note(live).data
+    assert comparison.live_runs(ours, live) == {} and "trained here" in notes.live_note({}).data
 
 
 def read_the_page(root, manifest, study):

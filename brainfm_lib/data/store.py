@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property, lru_cache
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -98,17 +99,21 @@ class Volumes:
     def _read(self, row: int, out: np.ndarray) -> None:
         """Read a volume into `out`; the first time in this process its checksum is compared, and it is made again."""
         file = self._files[row]
-        whole = _read_into(file, out)
-        if whole and file.name in self._compared:
+        if file.name in self._compared and _read_into(file, out):
             return
-        if not whole or checksum(out) != self._checksums.get(file.name):
-            set_aside(file, "its checksum does not hold" if whole else "it is cut off or gone")
-            self._compared.discard(file.name)
-            again = open_volumes(self.cohort.select([row]), self.geometry, progress=False)
-            self.__dict__.pop("_checksums", None)
-            if not _read_into(again._files[0], out) or checksum(out) != self._checksums.get(file.name):
-                raise InputError(f"{file} cannot be read as it was written, even made again: look after the disk.")
+        if not self._sound(file, out):
+            with _mending:  # two threads may meet the same one
+                if not self._sound(file, out):
+                    set_aside(file, "its checksum does not hold, or it is cut off or gone")
+                    again = open_volumes(self.cohort.select([row]), self.geometry, progress=False)
+                    self.__dict__.pop("_checksums", None)
+                    if not self._sound(again._files[0], out):
+                        raise InputError(f"{file} cannot be read as it is written: look after the disk.")
         self._compared.add(file.name)
+
+    def _sound(self, file: Path, out: np.ndarray) -> bool:
+        """Read a volume; whether it is as it was written."""
+        return _read_into(file, out) and checksum(out) == self._checksums.get(file.name)
 
     @cached_property
     def _checksums(self) -> dict[str, int]:
@@ -125,14 +130,11 @@ class Volumes:
 
 
 _compared: dict[Path, set[str]] = {}  # folder -> volumes whose checksums this process has compared
+_mending = Lock()
 
 
 class VolumeSet:
-    """Prepared volumes of one or several cohorts as one, on one grid; nothing is read before it is asked for.
-
-    Args:
-        parts: At least one.
-    """
+    """Prepared volumes of at least one cohort as one, on one grid; nothing is read before it is asked for."""
 
     def __init__(self, parts: Sequence[Volumes]) -> None:
         self.parts = list(parts)

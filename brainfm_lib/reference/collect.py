@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from brainfm_lib.config import SHIPPED, profile_values
+from brainfm_lib.config import SHIPPED, load_profile, profile_values
 from brainfm_lib.identity import write_atomic
 from brainfm_lib.integrity import digests
 from brainfm_lib.reference.plan import Plan
@@ -44,12 +44,12 @@ def collect(folder: Path, plan: Plan, clock: Clock, runs: Iterable[Run]) -> Path
     for run in runs:
         _ship(run, results / "runs" / run.provenance["loose_id"])
     first = plan.parts[0]
-    with write_atomic(results / f"{SHIPPED}.yaml") as path:
+    asked = load_profile(first.profile).subjects.downstream
+    if asked is not None and first.judged >= asked:  # a profile with fewer would cut a user's own cohorts short
         values = profile_values(first.profile, first.overrides)
-        path.write_text(
-            f"# Of the encoders beside this file: `{first.profile}`, as long as the reference run had time.\n"
-            + yaml.safe_dump(values, sort_keys=False)
-        )
+        about = f"# Of the encoders beside this file: `{first.profile}`, for as long as the reference run had time.\n"
+        with write_atomic(results / f"{SHIPPED}.yaml") as path:
+            path.write_text(about + yaml.safe_dump(values, sort_keys=False))
     busy = busy_share(folder / "state" / "busy.csv", clock.log)
     summary = {"plan": dataclasses.asdict(plan), "seconds": clock.spent, "log": clock.log, "busy": busy}
     with write_atomic(results / "reference.json") as path:

@@ -8,8 +8,8 @@ import pandas as pd
 import pytest
 
 from brainfm_lib.compute import pretraining_cost
-from brainfm_lib.config import load_profile
-from brainfm_lib.fragments import measured, write_causal, write_headline
+from brainfm_lib.config import PROFILES, load_profile
+from brainfm_lib.fragments import measured, write_causal, write_headline, write_settings
 from brainfm_lib.reference.plan import Part, Plan
 from brainfm_lib.reference.told import told
 from brainfm_lib.runs import Run
@@ -136,3 +136,17 @@ def test_the_page_on_the_reference_run_says_how_it_went_or_how_to_make_it() -> N
     cost = pretraining_cost(load_profile("quick", part.overrides).pretraining("jepa", 0))
     assert f"| {cost.flops / 1600 * 200 / 1e12:.3g} | –" in text
     assert "brainfm reference" in told(None) and "No reference run ships" in told(None)
+
+
+def test_the_profile_of_what_ships_is_found_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = tmp_path / "project"
+    for folder in ("book/chapters", "book/reference", "notebooks/params"):
+        (root / folder).mkdir(parents=True)
+    (root / "data_manifest.yaml").touch()
+    (root / "book" / "your_data.md").touch()
+    (root / "notebooks" / "params" / "quick.yaml").touch()
+    shutil.copy(PROFILES / "tiny.yaml", root / "book" / "reference" / "shipped.yaml")
+    monkeypatch.delenv("BRAINFM_ROOT", raising=False)
+    monkeypatch.chdir("/")
+    write_settings(root, "quick")
+    assert "| `shipped` | the encoders that ship" in (root / "book" / "chapters" / "_profiles.md").read_text()

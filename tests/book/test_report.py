@@ -85,12 +85,18 @@ def test_parameters_that_act_through_runs_are_compared_through_runs(project: Pat
 def test_a_profile_may_say_something_of_one_notebook_alone(project: Path) -> None:
     params = project / "notebooks" / "params" / "quick.yaml"
     pages = report.find_pages(project)
-    params.write_text("seed: 1\n20_pretrain: {seed: 5}\n")
+    params.write_text("seed: 1\nonly: {20_pretrain: {seed: 5}}\n")
     given = report.profile_parameters(project, "quick", pages)
     assert (given["10_data"]["seed"], given["20_pretrain"]["seed"]) == (1, 5)
-    params.write_text("20_pretrain: {seeed: 5}\n")
-    with pytest.raises(InputError, match="seeed, which no parameters cell declares"):
-        report.profile_parameters(project, "quick", pages)
+    for text, message in (
+        ("only: {20_pretrain: {seeed: 5}}\n", "seeed, which no parameters cell declares"),
+        ("only: {20_pretrrain: {seed: 5}}\n", "seed, which no parameters cell declares"),
+        ("only: {20_pretrain: 5}\n", "write only: {notebook: {name: value}}"),
+        ("only: 5\n", "write only: {notebook: {name: value}}"),
+    ):
+        params.write_text(text)
+        with pytest.raises(InputError, match=message):
+            report.profile_parameters(project, "quick", pages)
 
 
 def test_the_default_profile_is_quick_unless_told_or_encoders_ship(

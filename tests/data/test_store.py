@@ -2,6 +2,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -98,6 +99,27 @@ def test_truncated_or_deleted_volumes_are_made_again(cohort, store_folder):
     second.unlink()
     open_volumes(cohort, GRID, progress=False)
     assert contents(store_folder) == before
+
+
+def test_threads_read_what_one_reads_and_a_damaged_volume_is_made_once(cohort, store_folder, monkeypatch):
+    volumes = store.open_volumes(cohort, GRID, progress=False)
+    rows = [0, 1, 0, 1, 1, 0, 0, 1]
+    alone = volumes[rows]
+    monkeypatch.setattr(store, "READ_BY_ONE", 1)
+    monkeypatch.setattr(store, "bound_cores", lambda: 3)
+    threads = set()
+    read_into = store._read_into
+    monkeypatch.setattr(store, "_read_into", lambda *a: threads.add(threading.get_ident()) or read_into(*a))
+    assert np.array_equal(volumes[rows], alone) and threading.get_ident() not in threads
+    made = []
+    prepare = store._prepare
+    monkeypatch.setattr(store, "_prepare", lambda *a: made.append(1) or prepare(*a))
+    file = volumes._files[0]
+    file.write_bytes(file.read_bytes()[:-2] + b"xx")
+    monkeypatch.setattr(store, "_compared", {})
+    assert np.array_equal(store.open_volumes(cohort, GRID, progress=False)[rows], alone) and made == [1]
+    file.unlink()  # now that it has been compared
+    assert np.array_equal(volumes[rows], alone) and made == [1, 1]
 
 
 def test_bad_scans_are_refused_and_the_good_ones_prepared(make_bids, make_manifest, store_folder):
