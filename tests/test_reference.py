@@ -205,8 +205,15 @@ def test_a_plan_is_followed_for_nothing_but_what_it_was_made_for(tmp_path, manif
     planning.save(
         planning.Plan(MINUTES, "of another manifest", "cpu", False, (part,), {"tiny": {}}), state / "plan.json"
     )
-    with pytest.raises(InputError, match="made with another budget, manifest, device"):
+    with pytest.raises(InputError, match="another manifest, device"):
         list(work.make_reference(tmp_path / "made", MINUTES, cpu=True, manifest=manifest, profiles=("tiny",)))
+    asked = planning.asked_for(cpu=True, manifest=manifest, profiles=("tiny",))
+    planning.save(planning.Plan(MINUTES, asked, "cpu", False, (part,), {"tiny": {}}), state / "plan.json")
+    with pytest.raises(InputError, match="made with more time"):
+        list(work.make_reference(tmp_path / "made", MINUTES / 2, cpu=True, manifest=manifest, profiles=("tiny",)))
+    longer = work.make_reference(tmp_path / "made", 2 * MINUTES, cpu=True, manifest=manifest, profiles=("tiny",))
+    assert "goes on with the plan" in next(longer)
+    longer.close()
     content = yaml.safe_load(manifest.read_text())
     content["pretraining"] = ["pre", "test"]
     manifest.write_text(yaml.safe_dump(content))

@@ -51,7 +51,8 @@ def collect(folder: Path, plan: Plan, clock: Clock, runs: Iterable[Run]) -> Path
         with write_atomic(results / f"{SHIPPED}.yaml") as path:
             path.write_text(about + yaml.safe_dump(values, sort_keys=False))
     busy = busy_share(folder / "state" / "busy.csv", clock.log)
-    summary = {"plan": dataclasses.asdict(plan), "seconds": clock.spent, "log": clock.log, "busy": busy}
+    spent = {"minutes": clock.budget / 60, "seconds": clock.spent}
+    summary = {"plan": dataclasses.asdict(plan), **spent, "log": clock.log, "busy": busy}
     with write_atomic(results / "reference.json") as path:
         path.write_text(json.dumps(summary, indent=1))
     return results

@@ -47,7 +47,7 @@ STARTING = 20.0  # seconds in which processes that fit probes start
 TIMED_SCANS = {"cpu": 16, "cuda": 512}  # rendered to see how long that takes
 MEMORY_SHARE = 0.8  # of the memory that training leaves, at most, for banks
 TIMED = 7  # steps, the first two of which do not count
-BESIDE = 0.9  # of its speed is left to a training with others beside it
+BESIDE = 0.7  # of its speed, measured alone with all cores, is left to a training with others beside it
 LONGEST = 6.0  # seconds that timing an arm in whole batches may take, or else two volumes a batch have to do
 
 

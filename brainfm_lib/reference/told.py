@@ -22,8 +22,9 @@ def told(summary: Mapping[str, Any] | None) -> str:
         return NONE
     plan, log, busy = summary["plan"], summary["log"], summary["busy"]
     compiled = ", blocks compiled" if plan["compiled"] else ""
-    taken = summary["seconds"] / 60
-    lines = [f"Made on {plan['device']}{compiled}, in {taken:.1f} of {plan['minutes']:g} minutes. Phantom results.\n"]
+    taken, budget = summary["seconds"] / 60, summary["minutes"]
+    more = f" (planned for {plan['minutes']:g})" if budget != plan["minutes"] else ""
+    lines = [f"Made on {plan['device']}{compiled}, in {taken:.1f} of {budget:g} minutes{more}. Phantom results.\n"]
     lines += ["| profile | work | planned, s | taken, s |", "|---|---|---:|---:|"]
     for part in plan["parts"]:
         for word, purpose in PURPOSES.items():

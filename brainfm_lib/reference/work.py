@@ -43,7 +43,8 @@ def make_reference(
 
     Args:
         folder: ``state/`` in it holds what is needed to go on, ``results/`` what is worth keeping.
-        minutes: The whole budget, over all sittings.
+        minutes: The whole budget, over all sittings. More than it was planned for leaves the plan as it is, and makes
+            what time did not suffice for: seeds, or the learning curve.
         cpu: Stay on the CPU whatever else there is.
         manifest: As in `Study`; its cohorts must be phantoms.
         profiles: The ladder of `plan.make_plan`.
@@ -59,10 +60,10 @@ def make_reference(
     with stopped_by_sigterm(sitting), sampled(state / BUSY, best_device(cpu=cpu)), clock:
         if (state / PLAN).is_file():
             plan = planning.load(state / PLAN)
-            if (plan.minutes, plan.asked) != (minutes, asked):
+            if plan.asked != asked or minutes < plan.minutes:
                 raise InputError(
-                    f"{folder} follows a plan for {plan.minutes:g} minutes on {plan.device}, made with another budget, "
-                    "manifest, device or other profiles: give what it was made with, or another folder."
+                    f"{folder} follows a plan for {plan.minutes:g} minutes on {plan.device}, made with more time, or "
+                    "another manifest, device or profile: give what it was made with, or another folder."
                 )
             yield f"goes on with the plan of {state / PLAN}, {clock.spent / 60:.1f} minutes spent"
         else:

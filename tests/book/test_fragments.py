@@ -128,8 +128,10 @@ def test_the_page_on_the_reference_run_says_how_it_went_or_how_to_make_it() -> N
         {"what": what, "seconds": s, "began": 0.0, "finished": True, "volumes": 1600, "rates": rates}
         for what, s, rates in pieces
     ]
-    text = told({"plan": asdict(plan), "seconds": 270.0, "log": log, "busy": {"train quick mae 0": 0.93}})
-    assert "in 4.5 of 5 minutes" in text
+    summary = {"plan": asdict(plan), "minutes": plan.minutes, "seconds": 270.0, "log": log}
+    text = told(summary | {"busy": {"train quick mae 0": 0.93}})
+    assert "in 4.5 of 5 minutes. " in text
+    assert "of 6 minutes (planned for 5)." in told(summary | {"minutes": 6.0, "busy": {}})
     assert "| quick | rendering | 10 | 11 |" in text and "| quick | training | 20 | 14 |" in text
     assert "| quick, sl-mae, seed 0 | 1,600 | 190 |" in text
     assert "| quick, mae, seed 0 | 1,600 | 200 |" in text and "| 93% |" in text and "| – |" in text
