@@ -30,7 +30,8 @@ def write_all(root: Path, *, profile: str | None = None, tables: Tables | None =
             have seen test subjects; default `study_tables`. Called only when a run has changed.
     """
     profile, pages = profile or report.default_profile(root), report.find_pages(root)
-    report.write_text(root / "book" / "chapters" / "_budget.md", budget(root, pages))
+    timed = [*pages, *report.reference_pages(root)]
+    report.write_text(root / "book" / "chapters" / "_budget.md", budget(root, timed))
     for name, text in measured(root).items():
         report.write_text(root / "book" / "chapters" / f"_bench_{name}.md", text)
     write_reference(root)
@@ -188,7 +189,7 @@ def budget(root: Path, pages: Sequence[report.Page]) -> str:
     """Return the table of minutes: promised in ``book/budget.yaml``, and measured when the page was last made."""
     promised = yaml.safe_load((root / "book" / "budget.yaml").read_text(encoding="utf-8"))["minutes"]
     states = {page.name: page.beside(".state.json") for page in pages}
-    lines = ["| step | budget (min) | measured here (min) |", "|---|---:|---:|"]
+    lines = ["| step | budget of the default report (min) | measured here (min) |", "|---|---:|---:|"]
     for step, minutes in promised.items():
         state = states.get(step)
         measured = f"{json.loads(state.read_text())['minutes']:.1f}" if state and state.is_file() else "–"

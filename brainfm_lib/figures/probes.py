@@ -188,7 +188,11 @@ def learning_curves(table: pd.DataFrame, titles: Mapping[str, str] | None = None
             )  # fmt: skip
         axis.axhline(0.5, color="black", linewidth=0.8, linestyle=(0, (1, 2)), label="chance")
         axis.set_xscale("log")
-        axis.set(xlabel="volumes seen", ylabel="AUROC", title=wrapped((titles or {}).get(str(task)) or str(task), 34))
+        points = sorted(seen["volumes"].unique())
+        axis.set_xticks(points, [f"{point / 1000:.3g}" for point in points])
+        axis.minorticks_off()
+        named = wrapped((titles or {}).get(str(task)) or str(task), 34)
+        axis.set(xlabel="thousand volumes seen", ylabel="AUROC", title=named)
     legend_below(figure, axes)
     return figure
 

@@ -63,6 +63,11 @@ def judged(study: Study) -> list[str]:
     return [f"{kind}:{arm}:{task}" for kind in ("probe", "knn") for task in study.simulated_tasks for arm in rows]
 
 
+def of_own_arms(results: pd.DataFrame, study: Study) -> pd.DataFrame:
+    """`results`, or nothing where no arm of `study` is among them: controls alone are those that ship."""
+    return results if set(results["arm"]) & set(comparison.trained_arms(study)) else results.iloc[:0]
+
+
 def tables_of(study: Study, kind: str, table: str) -> dict[str, pd.DataFrame]:
     """Arm -> a table of its run of `kind` (``latents``, ``reconstruction``), where that is there."""
     arms = comparison.encoders(study) if kind == "latents" else comparison.trained_arms(study)
