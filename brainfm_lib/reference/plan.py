@@ -40,8 +40,9 @@ BANK = 40_000  # scans to train on, at most
 RESERVE = 0.1  # of the budget is not planned with
 BANK_SHARE, COMPACT_SHARE = 0.08, 0.4  # of the budget, at most, for making scans and for the encoders that ship
 SEEDS = 3
-PROBES = 1.5  # times a linear probe, all that is fitted to the features of one encoder on one task
+PROBES = 5.0  # times a linear probe of noise, all that is fitted to the features of one encoder on one task
 SNAPSHOTS = 4  # of an encoder in training, judged as well
+CONTROLS = 3.0  # times the judging of a seed's arms, that of controls (raw voxels take long) and the analyses
 JUDGED_SUBJECTS = 1000  # of each cohort that tasks are asked of, at most
 STARTING = 20.0  # seconds in which processes that fit probes start
 TIMED_SCANS = {"cpu": 16, "cuda": 512}  # rendered to see how long that takes
@@ -238,7 +239,7 @@ def fit(
     probing = len(study.tasks) * PROBES / rates["probes"] / cores
     per_seed = len(ARMS) * (of_tasks / rates["judged"] + probing)
     a_volume = makespan([1 / rates[arm] for arm in ARMS], at_once)
-    once = STARTING + (1 + SNAPSHOTS) * per_seed  # controls and analyses; the learning curve
+    once = STARTING + (CONTROLS + SNAPSHOTS) * per_seed
     for count in range(seeds, 0, -1):
         volumes = int(((seconds - fixed["rendering"] - once) / count - per_seed) / a_volume)
         if count > 1 and volumes < WANTED.get(name, WANTED["reference"]):
