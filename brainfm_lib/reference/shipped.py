@@ -88,6 +88,12 @@ def seeds_table(study: Study, most: int = 10) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["task", "arm", "seed", "estimate"])
 
 
+def seed_spread(seeds: pd.DataFrame) -> pd.DataFrame:
+    """Of what `seeds_table` gives: task, arm, number of seeds, mean, smallest and largest AUROC."""
+    found = seeds.groupby(["task", "arm"], sort=False)["estimate"].agg(["count", "mean", "min", "max"])
+    return found.reset_index().rename(columns={"count": "seeds"})
+
+
 def seen(study: Study) -> int:
     """Volumes that each of its encoders has seen in pretraining."""
     return study.profile.optimiser.steps * study.profile.optimiser.batch_size
