@@ -188,11 +188,8 @@ def probe(
         print(f"warning: {study.stamp}.", flush=True)
     missing = [arm for arm in trained_arms(study) if study.optional(f"pretrain:{arm}") is None]
     if missing:
-        seen = study.profile.optimiser.steps * study.profile.optimiser.batch_size
-        print(
-            f"profile {profile}, seed {seed}: {', '.join(missing)} will be pretrained, {seen:,} volumes each",
-            flush=True,
-        )
+        volumes = f"{study.profile.volumes_seen:,} volumes each"
+        print(f"profile {profile}, seed {seed}: {', '.join(missing)} will be pretrained, {volumes}", flush=True)
     for line in judge(study, protocol, task, table):
         print(line, flush=True)
 

@@ -102,6 +102,11 @@ class Profile:
     trial_lrs: tuple[float, ...] = (5e-4, 1e-3, 2e-3)
     arm_optimiser: Mapping[str, OptimiserConfig] = field(default_factory=dict)
 
+    @property
+    def volumes_seen(self) -> int:
+        """By each encoder in pretraining, where no arm has a schedule of its own."""
+        return self.optimiser.steps * self.optimiser.batch_size
+
     def pretraining(self, arm: str, seed: int) -> PretrainConfig:
         """The pretraining run of `arm`: what the arm does not use is not in it."""
         if arm not in ARMS:

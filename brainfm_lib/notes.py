@@ -57,7 +57,7 @@ def study_note(study: Study) -> Words:
     if study.stamp:
         parts.append(f"Every figure says: **{study.stamp}**.")
     if study.profile_name == SHIPPED:
-        seen = study.profile.optimiser.steps * study.profile.optimiser.batch_size
+        seen = study.profile.volumes_seen
         read = "Read, not trained here" if came_along(study) else "Trained here as those that ship were"
         parts.append(
             f"**{read}**: encoders that have seen {seen:,} volumes each; `BRAINFM_PROFILE=quick` trains for minutes."

@@ -123,6 +123,20 @@ def test_a_run_does_not_depend_on_how_its_batches_are_split_unless_its_loss_does
     assert identity("vcr-jepa") != identity("vcr-jepa", **alone) != identity("vcr-jepa", **alone, **split)
 
 
+def test_of_phantoms_only_those_are_rendered_that_are_read(tmp_path, monkeypatch):
+    monkeypatch.setenv("BRAINFM_STORE", str(tmp_path))
+    study = Study("tiny", progress=False)
+    volumes, scans = study.pretraining_volumes(1, 3)
+    seen = volumes.read(range(len(volumes)))
+    (name,) = study.pretraining_cohorts
+    assert study.some_volumes(name, [0]).read([0]).shape == (1, *study.profile.geometry.grid)
+    made = {file.name for file in tmp_path.rglob("*.npy")}
+    assert 3 <= len(made) <= 4 < len(study.cohort(name)) and len(scans) == 3
+    whole = Study("tiny", progress=False)
+    whole.volumes(name)  # all of them; a part of it is the same
+    assert np.array_equal(whole.pretraining_volumes(1, 3)[0].read(range(3)), seen)
+
+
 @pytest.mark.parametrize(
     "kind", ["probe", "knn", "fewshot", "resplit", "attentive", "finetune", "bands", "components", "truth"]
 )

@@ -94,17 +94,12 @@ def seed_spread(seeds: pd.DataFrame) -> pd.DataFrame:
     return found.reset_index().rename(columns={"count": "seeds"})
 
 
-def seen(study: Study) -> int:
-    """Volumes that each of its encoders has seen in pretraining."""
-    return study.profile.optimiser.steps * study.profile.optimiser.batch_size
-
-
 def reference_note(study: Study, seeds: int, here: Study) -> Words:
     """What the encoders of the reference run are, beside those that are made here."""
     return Words(
         f"**Read, not made here**: encoders of profile `{study.profile_name}`, {seeds} seed{'s' * (seeds != 1)}, each "
-        f"of which has seen {seen(study):,} volumes; those of `{here.profile_name}` made here see {seen(here):,}. "
-        "Phantom results."
+        f"of which has seen {study.profile.volumes_seen:,} volumes; those of `{here.profile_name}` made here see "
+        f"{here.profile.volumes_seen:,}. Phantom results."
     )
 
 
