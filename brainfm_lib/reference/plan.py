@@ -43,7 +43,7 @@ SEEDS = 3
 PROBES = 5.0  # times a linear probe of noise, all that is fitted to the features of one encoder on one task
 SNAPSHOTS = 4  # of an encoder in training, judged as well
 CONTROLS = 3.0  # times the judging of a seed's arms, that of controls (raw voxels take long) and the analyses
-JUDGED_SUBJECTS = 1000  # of each cohort that tasks are asked of, at most
+JUDGED_SUBJECTS = 3000  # of each cohort that tasks are asked of, at most, unless the profile asks for more
 STARTING = 20.0  # seconds in which processes that fit probes start
 TIMED_SCANS = {"cpu": 16, "cuda": 512}  # rendered to see how long that takes
 MEMORY_SHARE = 0.8  # of the memory that training leaves, at most, for banks
@@ -223,20 +223,20 @@ def fit(
     study = Study(name, manifest)
     batch = study.profile.optimiser.batch_size
     cohorts = {study.cohort_of(task) for task in study.tasks}
-    each = {name: _scans_a_subject(study, name) for name in {*cohorts, *study.pretraining_cohorts}}
+    each = {name: _offered(study, name, "scans_per_subject", 1) for name in {*cohorts, *study.pretraining_cohorts}}
     scans = sum(each[cohort] for cohort in cohorts)
-    most = study.profile.subjects.downstream or JUDGED_SUBJECTS
+    most = max(study.profile.subjects.downstream or 0, JUDGED_SUBJECTS)
+    most = min(most, max((_offered(study, cohort, "subjects", most) for cohort in cohorts), default=most))
     judged = int(min(most, max(BANK_SHARE * seconds * rates["rendered"] / max(scans, 1), 60)))
     of_tasks = judged * scans
     (pretraining,) = study.pretraining_cohorts
     volume = int(np.prod(study.profile.geometry.grid)) * (1 if study.profile.geometry.storage == "uint8" else 2)
     making = min(BANK, BANK_SHARE * seconds * rates["rendered"], rates.get("memory", np.inf) / volume - of_tasks)
     subjects = max(int(making) // each[pretraining], 16)
-    cohort = study.manifest.cohorts[pretraining]
-    if isinstance(cohort, PhantomCohort):
-        subjects = min(subjects, int(cohort.spec.get("subjects", subjects)))  # whatever the profile keeps to
+    subjects = min(subjects, _offered(study, pretraining, "subjects", subjects))  # whatever the profile keeps to
     fixed = {"rendering": (each[pretraining] * subjects + of_tasks) / rates["rendered"]}
-    probing = len(study.tasks) * PROBES / rates["probes"] / cores
+    more = max(judged / (study.profile.subjects.downstream or judged), 1)  # than the probe of noise was fitted to
+    probing = len(study.tasks) * PROBES * more / rates["probes"] / cores
     per_seed = len(ARMS) * (of_tasks / rates["judged"] + probing)
     a_volume = makespan([1 / rates[arm] for arm in ARMS], at_once)
     once = STARTING + (CONTROLS + SNAPSHOTS) * per_seed
@@ -327,9 +327,10 @@ def bank_device(device: torch.device) -> torch.device:
     return device if device.type == "cuda" else torch.device("cpu")
 
 
-def _scans_a_subject(study: Study, cohort: str) -> int:
+def _offered(study: Study, cohort: str, what: str, otherwise: int) -> int:
+    """A number that the specification of a cohort of phantoms may give."""
     settings = study.manifest.cohorts[cohort]
-    return int(settings.spec.get("scans_per_subject", 1)) if isinstance(settings, PhantomCohort) else 1
+    return int(settings.spec.get(what, otherwise)) if isinstance(settings, PhantomCohort) else otherwise
 
 
 def _probe_seconds(study: Study, width: int) -> float:

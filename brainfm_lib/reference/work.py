@@ -133,8 +133,7 @@ def _make_part(
             free(device)
             for arm in arms:
                 yield f"{part.profile}: {arm}, seed {seed}: {facts['rates'][arm]:,.0f} volumes/s"
-    for seed in range(part.seeds):
-        shipped |= made_of(study_of(seed), [f"pretrain:{arm}" for arm in (*first.arms, comparison.CONTROL)])
+    shipped |= made_of(first, [f"pretrain:{arm}" for arm in (*first.arms, comparison.CONTROL)])  # of one seed
     yield f"{part.profile}: trained; so far in {collect(folder, plan, clock, shipped.values())}"
     names = dict.fromkeys(first.cohort_of(task) for task in first.tasks)
     for name in (*names, pretraining):
@@ -148,7 +147,6 @@ def _make_part(
                 with clock.piece(f"judge {part.profile} {seed}", encoders=len(arms)):
                     yield from judge(study, arms, pool, clock)
                 own = [f"{kind}:{arm}" for kind in ANALYSES for arm in (*arms, comparison.CONTROL) if not seed]
-                own += [f"pretrain:{comparison.CONTROL}"]
                 shipped |= made_of(study, [*requests(study, arms), *own])
 
 
