@@ -208,12 +208,14 @@ def test_a_plan_is_followed_for_nothing_but_what_it_was_made_for(tmp_path, manif
     with pytest.raises(InputError, match="another manifest, device"):
         list(work.make_reference(tmp_path / "made", MINUTES, cpu=True, manifest=manifest, profiles=("tiny",)))
     asked = planning.asked_for(cpu=True, manifest=manifest, profiles=("tiny",))
-    planning.save(planning.Plan(MINUTES, asked, "cpu", False, (part,), {"tiny": {}}), state / "plan.json")
+    rates = {"tiny": {"rendered": 10.0, "judged": 100.0, "probes": 1.0} | dict.fromkeys(ARMS, 10.0)}
+    planning.save(planning.Plan(MINUTES, asked, "cpu", False, (part,), rates), state / "plan.json")
     with pytest.raises(InputError, match="made with more time"):
         list(work.make_reference(tmp_path / "made", MINUTES / 2, cpu=True, manifest=manifest, profiles=("tiny",)))
     longer = work.make_reference(tmp_path / "made", 2 * MINUTES, cpu=True, manifest=manifest, profiles=("tiny",))
-    assert "goes on with the plan" in next(longer)
+    assert "goes on with the plan" in next(longer) and f"{2 * MINUTES:g} minutes" in next(longer)
     longer.close()
+    assert planning.load(state / "plan.json").minutes == 2 * MINUTES
     content = yaml.safe_load(manifest.read_text())
     content["pretraining"] = ["pre", "test"]
     manifest.write_text(yaml.safe_dump(content))
@@ -284,6 +286,30 @@ def test_what_is_planned_fits_and_more_time_is_never_used_for_less(seconds, rend
             assert part.volumes == part.steps * 16 and 1 <= part.seeds <= 3
     if parts[0] is not None:
         assert parts[1] is not None and parts[1].seeds * parts[1].volumes >= 0.9 * parts[0].seeds * parts[0].volumes
+
+
+@settings(max_examples=60, deadline=None)
+@given(minutes=st.floats(1, 60), longer=st.floats(1, 10), rendered=RATE, judged=RATE, trained=RATE)
+def test_a_longer_plan_keeps_its_encoders_and_fits(minutes, longer, rendered, judged, trained):
+    rates = {"rendered": rendered, "judged": judged, "probes": 2.0} | dict.fromkeys(ARMS, trained)
+    part = planning.fit("quick", minutes * 60 * (1 - planning.RESERVE), rates, None, 2, seeds=1, at_once=2)
+    if part is None:
+        return
+    plan = planning.Plan(minutes, "", "cpu", False, (part,), {"quick": rates})
+    made = planning.extended(plan, longer * minutes, manifest=None, cores=2, cpu=True)
+    (more,) = made.parts
+    assert made.minutes == longer * minutes
+    assert (more.profile, more.steps, more.volumes, more.subjects) == (
+        part.profile,
+        part.steps,
+        part.volumes,
+        part.subjects,
+    )
+    assert part.seeds <= more.seeds <= planning.SEEDS and part.judged <= more.judged <= planning.JUDGED_SUBJECTS
+    if more != part:
+        assert sum(more.seconds.values()) <= longer * minutes * 60 * (1 - planning.RESERVE)
+    if longer > 9:  # three seeds and three times the subjects take less than nine times as long
+        assert more.seeds == planning.SEEDS
 
 
 def test_an_encoder_in_the_middle_of_its_training_is_a_run_like_any_other(manifest):

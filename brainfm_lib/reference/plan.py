@@ -4,33 +4,25 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
-from threadpoolctl import threadpool_limits
 
-from brainfm_lib.budget import seconds_per_step
 from brainfm_lib.config import load_profile
-from brainfm_lib.data.batches import free_memory
 from brainfm_lib.data.manifest import PhantomCohort, load_manifest
-from brainfm_lib.data.phantom.bank import PhantomBank
 from brainfm_lib.device import NARROW, best_device
 from brainfm_lib.errors import InputError
 from brainfm_lib.identity import stable_hash, write_atomic
 from brainfm_lib.integrity import file_digest
 from brainfm_lib.objectives import ARMS
-from brainfm_lib.probes.linear import linear_probe
+from brainfm_lib.reference.rates import measure
 from brainfm_lib.study import Study
 from brainfm_lib.together import usable_cores
-
-if TYPE_CHECKING:
-    from brainfm_lib.pretrain import PretrainConfig
 
 LADDER = ("reference", "compact", "quick", "tiny")  # profiles, the largest first: the first that fits is taken
 COMPACT = "compact"  # of the encoders that ship
@@ -45,11 +37,7 @@ SNAPSHOTS = 4  # of an encoder in training, judged as well
 CONTROLS = 3.0  # times the judging of a seed's arms, that of controls (raw voxels take long) and the analyses
 JUDGED_SUBJECTS = 3000  # of each cohort that tasks are asked of, at most, unless the profile asks for more
 STARTING = 20.0  # seconds in which processes that fit probes start
-TIMED_SCANS = {"cpu": 16, "cuda": 512}  # rendered to see how long that takes
-MEMORY_SHARE = 0.8  # of the memory that training leaves, at most, for banks
-TIMED = 7  # steps, the first two of which do not count
 BESIDE = 0.7  # of its speed, measured alone with all cores, is left to a training with others beside it
-LONGEST = 6.0  # seconds that timing an arm in whole batches may take, or else two volumes a batch have to do
 
 
 @dataclass(frozen=True)
@@ -220,37 +208,96 @@ def fit(
     Time that is left over goes into more volumes; `at_once` arms are trained side by side. None where there is no time
     for anything.
     """
-    study = Study(name, manifest)
-    batch = study.profile.optimiser.batch_size
-    cohorts = {study.cohort_of(task) for task in study.tasks}
-    each = {name: _offered(study, name, "scans_per_subject", 1) for name in {*cohorts, *study.pretraining_cohorts}}
-    scans = sum(each[cohort] for cohort in cohorts)
-    most = max(study.profile.subjects.downstream or 0, JUDGED_SUBJECTS)
-    most = min(most, max((_offered(study, cohort, "subjects", most) for cohort in cohorts), default=most))
-    judged = int(min(most, max(BANK_SHARE * seconds * rates["rendered"] / max(scans, 1), 60)))
-    of_tasks = judged * scans
-    (pretraining,) = study.pretraining_cohorts
-    volume = int(np.prod(study.profile.geometry.grid)) * (1 if study.profile.geometry.storage == "uint8" else 2)
-    making = min(BANK, BANK_SHARE * seconds * rates["rendered"], rates.get("memory", np.inf) / volume - of_tasks)
-    subjects = max(int(making) // each[pretraining], 16)
-    subjects = min(subjects, _offered(study, pretraining, "subjects", subjects))  # whatever the profile keeps to
-    fixed = {"rendering": (each[pretraining] * subjects + of_tasks) / rates["rendered"]}
-    more = max(judged / (study.profile.subjects.downstream or judged), 1)  # than the probe of noise was fitted to
-    probing = len(study.tasks) * PROBES * more / rates["probes"] / cores
-    per_seed = len(ARMS) * (of_tasks / rates["judged"] + probing)
-    a_volume = makespan([1 / rates[arm] for arm in ARMS], at_once)
-    once = STARTING + (CONTROLS + SNAPSHOTS) * per_seed
+    costs = Costs(name, rates, manifest, cores, at_once)
+    batch, geometry = costs.study.profile.optimiser.batch_size, costs.study.profile.geometry
+    judged = costs.judged_in(seconds)
+    volume = int(np.prod(geometry.grid)) * (1 if geometry.storage == "uint8" else 2)
+    room = rates.get("memory", np.inf) / volume - judged * costs.asked_scans
+    making = min(BANK, BANK_SHARE * seconds * rates["rendered"], room)
+    subjects = max(int(making) // costs.trained_scans, 16)
+    subjects = min(subjects, costs.offered)  # whatever the profile keeps to
+    empty = Part(name, 1, 0, subjects, judged, 0)
     for count in range(seeds, 0, -1):
-        volumes = int(((seconds - fixed["rendering"] - once) / count - per_seed) / a_volume)
+        rest = seconds - sum(costs.expected(dataclasses.replace(empty, seeds=count)).values())
+        volumes = int(rest / count / costs.seconds_a_volume)
         if count > 1 and volumes < WANTED.get(name, WANTED["reference"]):
             continue
         steps = volumes // batch
         if steps < 10:
             return None
-        expected = fixed | {"training": count * steps * batch * a_volume, "judging": count * per_seed + once}
-        rounded = {what: round(seconds, 1) for what, seconds in expected.items()}
-        return Part(name, count, steps, subjects, judged, steps * batch, rounded)
+        part = dataclasses.replace(empty, seeds=count, steps=steps, volumes=steps * batch)
+        return dataclasses.replace(part, seconds=costs.expected(part))
     return None
+
+
+def extended(plan: Plan, minutes: float, *, manifest: str | Path | None, cores: int, cpu: bool) -> Plan:
+    """A plan for more minutes: the same encoders, more subjects to judge them with, more seeds of the last profile.
+
+    What is made already belongs to it. Whatever does not fit by the rates of the plan stays as it is.
+    """
+    *others, part = plan.parts
+    costs = Costs(
+        part.profile,
+        plan.rates[part.profile],
+        manifest,
+        cores,
+        at_once_on(best_device(cpu=cpu), part.profile, cores),
+    )
+    left = minutes * 60 * (1 - RESERVE) - sum(sum(other.seconds.values()) for other in others)
+    for judged in sorted({costs.judged_in(left), part.judged}, reverse=True):
+        for seeds in range(max(SEEDS, part.seeds), part.seeds - 1, -1):
+            more = dataclasses.replace(part, judged=max(judged, part.judged), seeds=seeds)
+            more = dataclasses.replace(more, seconds=costs.expected(more))
+            if sum(more.seconds.values()) <= left:
+                return dataclasses.replace(plan, minutes=minutes, parts=(*others, more))
+    return dataclasses.replace(plan, minutes=minutes)
+
+
+class Costs:
+    """What a profile's work takes at measured rates.
+
+    Args:
+        name: The profile.
+        rates: From `measure`.
+        manifest: As in `Study`.
+        cores: That probes may use.
+        at_once: Arms that are trained side by side.
+    """
+
+    def __init__(
+        self, name: str, rates: Mapping[str, float], manifest: str | Path | None, cores: int, at_once: int
+    ) -> None:
+        self.study, self.rates, self.cores = Study(name, manifest), rates, cores
+        self.seconds_a_volume = makespan([1 / rates[arm] for arm in ARMS], at_once)
+        (pretraining,) = self.study.pretraining_cohorts
+        self.asked = {self.study.cohort_of(task) for task in self.study.tasks}
+        self.trained_scans = self._spec(pretraining, "scans_per_subject", 1)  # of a subject
+        self.asked_scans = sum(self._spec(cohort, "scans_per_subject", 1) for cohort in self.asked)
+        self.offered = self._spec(pretraining, "subjects", BANK)
+
+    def _spec(self, cohort: str, what: str, otherwise: int) -> int:
+        """A number that the specification of a cohort of phantoms may give."""
+        settings = self.study.manifest.cohorts[cohort]
+        return int(settings.spec.get(what, otherwise)) if isinstance(settings, PhantomCohort) else otherwise
+
+    def judged_in(self, seconds: float) -> int:
+        """Subjects of each cohort that tasks may be asked of when there are so many seconds for everything."""
+        most = max(self.study.profile.subjects.downstream or 0, JUDGED_SUBJECTS)
+        most = min(most, max((self._spec(cohort, "subjects", most) for cohort in self.asked), default=most))
+        return int(min(most, max(BANK_SHARE * seconds * self.rates["rendered"] / max(self.asked_scans, 1), 60)))
+
+    def expected(self, part: Part) -> dict[str, float]:
+        """Seconds of a part's work, by what they are for."""
+        scans = part.judged * self.asked_scans
+        fitted = self.study.profile.subjects.downstream or part.judged  # subjects of the probe of noise
+        probing = len(self.study.tasks) * PROBES * max(part.judged / fitted, 1) / self.rates["probes"] / self.cores
+        judging = len(ARMS) * (scans / self.rates["judged"] + probing)
+        seconds = {
+            "rendering": (self.trained_scans * part.subjects + scans) / self.rates["rendered"],
+            "training": part.seeds * part.volumes * self.seconds_a_volume,
+            "judging": (part.seeds + CONTROLS + SNAPSHOTS) * judging + STARTING,
+        }
+        return {what: round(value, 1) for what, value in seconds.items()}
 
 
 def at_once_on(device: torch.device, name: str, cores: int) -> int:
@@ -265,82 +312,3 @@ def makespan(seconds: Sequence[float], at_once: int) -> float:
     for work in sorted(seconds, reverse=True):
         busy[busy.index(min(busy))] += work
     return max(busy) / (BESIDE if at_once > 1 else 1)
-
-
-def measure(
-    name: str, *, cpu: bool, manifest: str | Path | None, compiled: bool, at_least: float = 0.0
-) -> dict[str, float] | None:
-    """What this machine does in a second: volumes rendered, read features of, trained on by each arm; probes fitted.
-
-    None where an arm stays below `at_least` volumes a second: the others are not tried then. Beside the rates it says
-    how many bytes of memory banks may take.
-    """
-    from brainfm_lib.features import extract
-    from brainfm_lib.pretrain import initial_model
-
-    device = best_device(cpu=cpu)
-    scans = TIMED_SCANS.get(device.type, TIMED_SCANS["cuda"])
-    study = Study(name, manifest, progress=False, cpu=cpu, overrides={"subjects.pretraining": scans})
-    cohort = study.cohort(study.pretraining_cohorts[0])
-    cohort = cohort.select(range(min(scans, len(cohort))))
-    for _ in range(2):  # at first processes start, and what all scans share is read
-        bank = PhantomBank(cohort, study.profile.geometry, bank_device(device))
-    rates = {"rendered": len(bank) / bank.seconds}
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-    for arm in ARMS:
-        rates[arm] = _trained(study.profile.pretraining(arm, 0), bank, cpu=cpu, compiled=compiled)
-        if rates[arm] < at_least:
-            return None
-    config = study.profile.pretraining("mae", 0)
-    encoder, few = initial_model(config).encoder, bank.select(range(min(scans, 128)))
-    for _ in range(2):
-        started = time.perf_counter()
-        extract(encoder, few, poolings=("mean",), batch_size=study.profile.evaluation.batch_size, device=device)
-        rates["judged"] = len(few) / (time.perf_counter() - started)
-    free, needed = free_memory(), 0.0
-    if device.type == "cuda":
-        free, needed = float(torch.cuda.mem_get_info(device)[1]), 1.3 * torch.cuda.max_memory_allocated(device)
-    rates["memory"] = max(MEMORY_SHARE * (free - needed), 0.0)
-    rates["probes"] = 1 / _probe_seconds(study, config.objective.encoder.embed_dim)
-    return {key: float(np.round(rate, 3)) for key, rate in rates.items()}
-
-
-def _trained(config: PretrainConfig, bank: PhantomBank, *, cpu: bool, compiled: bool) -> float:
-    """Volumes a second of an arm: of whole batches, unless two volumes have shown that these take too long."""
-    whole = config.optimiser.batch_size
-    small = min(2, whole)
-    rate = small / _step_seconds(config, bank, small, cpu=cpu, compile=False)
-    if TIMED * whole / rate > LONGEST:
-        return rate
-    return whole / _step_seconds(config, bank, whole, cpu=cpu, compile=compiled)
-
-
-def _step_seconds(config: PretrainConfig, bank: PhantomBank, size: int, **trainer: bool) -> float:
-    sized = dataclasses.replace(config, optimiser=dataclasses.replace(config.optimiser, batch_size=size))
-    with tempfile.TemporaryDirectory() as folder:
-        return seconds_per_step(sized, bank, Path(folder), steps=TIMED - 2, **trainer)
-
-
-def bank_device(device: torch.device) -> torch.device:
-    """Where phantoms are rendered and kept for training on a device."""
-    return device if device.type == "cuda" else torch.device("cpu")
-
-
-def _offered(study: Study, cohort: str, what: str, otherwise: int) -> int:
-    """A number that the specification of a cohort of phantoms may give."""
-    settings = study.manifest.cohorts[cohort]
-    return int(settings.spec.get(what, otherwise)) if isinstance(settings, PhantomCohort) else otherwise
-
-
-def _probe_seconds(study: Study, width: int) -> float:
-    """A linear probe on features of noise, of the sizes that an encoder of this width would give."""
-    table, rng = study.task_table(study.tasks[0]), np.random.default_rng(0)
-    sizes = {"mean": width, "mean+std": 2 * width, "regional": 8 * width}
-    features = {
-        f"{name}@{block}": rng.standard_normal((len(table), n)) for name, n in sizes.items() for block in (1, 2)
-    }
-    with threadpool_limits(1):
-        started = time.perf_counter()
-        linear_probe(features, table)
-        return time.perf_counter() - started

@@ -21,6 +21,7 @@ from brainfm_lib.processes import bound_cores, end_with_parent, given_up_on_erro
 from brainfm_lib.reference import plan as planning
 from brainfm_lib.reference.collect import collect
 from brainfm_lib.reference.plan import Part, Plan
+from brainfm_lib.reference.rates import bank_device
 from brainfm_lib.reference.sitting import Clock, sampled, stopped_by_sigterm
 from brainfm_lib.runs import Run
 from brainfm_lib.study import Study
@@ -43,8 +44,8 @@ def make_reference(
 
     Args:
         folder: ``state/`` in it holds what is needed to go on, ``results/`` what is worth keeping.
-        minutes: The whole budget, over all sittings. More than it was planned for leaves the plan as it is, and makes
-            what time did not suffice for: seeds, or the learning curve.
+        minutes: The whole budget, over all sittings. With more than it was planned for, encoders stay as they are, and
+            what time did not suffice for is made: more seeds, more subjects to judge with, the learning curve.
         cpu: Stay on the CPU whatever else there is.
         manifest: As in `Study`; its cohorts must be phantoms.
         profiles: The ladder of `plan.make_plan`.
@@ -66,6 +67,9 @@ def make_reference(
                     "another manifest, device or profile: give what it was made with, or another folder."
                 )
             yield f"goes on with the plan of {state / PLAN}, {clock.spent / 60:.1f} minutes spent"
+            if minutes > plan.minutes:
+                plan = planning.extended(plan, minutes, manifest=manifest, cores=cores, cpu=cpu)
+                planning.save(plan, state / PLAN)
         else:
             plan = planning.make_plan(
                 minutes, cpu=cpu, manifest=manifest, profiles=tuple(profiles), cores=cores, spent=clock.spent
@@ -112,7 +116,7 @@ def _make_part(
             if at_once > 1:  # in files, for processes of their own to read
                 first.volumes(name)
             else:
-                first.keep(name, PhantomBank(cohort, first.profile.geometry, planning.bank_device(device)))
+                first.keep(name, PhantomBank(cohort, first.profile.geometry, bank_device(device)))
         ready.add(name)
 
     (pretraining,) = first.pretraining_cohorts
