@@ -80,9 +80,10 @@ class Study(StudyStructure):
         super().__init__(load_manifest(manifest), settings, progress=progress, allow_leak=allow_leak)
         self.profile_name, self.seed, self.cpu = profile, int(seed), cpu
         self.compile, self.recompute, self.retrain = compile, recompute, retrain
-        self.made_of = {"profile": profile, "manifest": str(self.manifest.path), "seed": seed, "objective": objective}
-        self.made_of |= {"overrides": self.overrides, "cpu": cpu, "compile": compile, "recompute": recompute}
-        self.made_of |= {"allow_leak": allow_leak, "retrain": retrain}  # for the same study in another process
+        made_of = {"profile": profile, "manifest": str(self.manifest.path), "seed": seed, "objective": objective}
+        made_of |= {"overrides": self.overrides, "cpu": cpu, "compile": compile, "recompute": recompute}
+        made_of |= {"allow_leak": allow_leak, "retrain": retrain}
+        self.made_of: dict[str, Any] | None = made_of  # for another process; None where a variant is more than that
         self.after: int | None = None  # steps after which trained encoders are looked at; None: all
         self.used, self._leaks, self._met, self._labels, self._digests = {}, {}, {}, {}, {}
         self._asked: list[str] = []

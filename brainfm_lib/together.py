@@ -49,12 +49,13 @@ def make_together(study: Study, chains: Iterable[Sequence[str]], *, anyway: bool
 
     Args:
         study: Whose runs. Left to `Study.run` are wide encoders, which fill a machine one by one; all work where there
-            is a GPU; the supervised network; encoders that were brought along; and volumes in this process' memory.
+            is a GPU; the supervised network; encoders that were brought along; volumes in this process' memory; and
+            variants but those of the seed.
         chains: Requests. Those of a chain are made one after the other, different chains at once.
         anyway: Also where starting processes takes longer than what they would save.
     """
     on_cpu = best_device(cpu=study.cpu).type == "cpu"
-    if study.in_memory or not on_cpu or study.profile.encoder.embed_dim >= NARROW:
+    if study.made_of is None or study.in_memory or not on_cpu or study.profile.encoder.embed_dim >= NARROW:
         return
     wanted = [[request for request in chain if _travels(study, request)] for chain in chains]
     wanted = [chain for chain in wanted if chain]

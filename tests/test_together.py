@@ -79,6 +79,20 @@ def test_a_refusal_and_a_death_are_left_to_the_caller_and_stop_nobody_else(
     assert "2 runs are made one by one" in capfd.readouterr().err
 
 
+def test_another_seed_is_made_side_by_side_and_no_helper_takes_a_variant_for_the_study_itself(
+    always: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = Study("tiny", overrides=SMALL, progress=False)
+    seventh = study.variant("", "seed=7")
+    together.make_together(seventh, [["pretrain:mae"], ["pretrain:jepa"]])
+    for arm in ("mae", "jepa"):
+        assert seventh.identify(f"optional:pretrain:{arm}") != "absent"
+        assert study.identify(f"optional:pretrain:{arm}") == "absent"
+    monkeypatch.setattr(together.multiprocessing, "get_context", lambda name: pytest.fail("a process was started"))
+    for change in ("lr=0.003", "step=3"):
+        together.make_together(study.variant("pretrain:mae", change), [["pretrain:mae"], ["pretrain:jepa"]])
+
+
 def test_little_work_and_work_that_is_done_start_no_process(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(together.multiprocessing, "get_context", lambda name: pytest.fail("a process was started"))
     study = Study("tiny", overrides=SMALL, progress=False)
