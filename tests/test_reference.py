@@ -100,6 +100,8 @@ def test_killed_in_the_middle_it_goes_on_and_its_results_ship(tmp_path, manifest
     wanted = ["pretrain:jepa", "probe:mae:ad", "latents:vcr-jepa", "knn:sl-mae:ad"]
     if "no learning curve" not in again.stdout:  # time is left for it unless the machine is busy
         wanted.append(f"probe:mae:ad@step={step}")
+    if "no fine-tuning" not in again.stdout:
+        wanted.append("finetune:random-init:ad")
     for request in wanted:
         run = study.optional(request)
         assert run is not None and run.shipped, request

@@ -36,6 +36,7 @@ PROBES = 5.0  # times a linear probe of noise, all that is fitted to the feature
 SNAPSHOTS = 4  # of an encoder in training, judged as well
 CONTROLS = 3.0  # times the judging of a seed's arms, that of controls (raw voxels take long) and the analyses
 JUDGED_SUBJECTS = 3000  # of each cohort that tasks are asked of, at most, unless the profile asks for more
+TUNED = 0.5  # of the rate at which MAE is pretrained, whole volumes are fine-tuned on
 STARTING = 20.0  # seconds in which processes that fit probes start
 BESIDE = 0.7  # of its speed, measured alone with all cores, is left to a training with others beside it
 
@@ -292,10 +293,13 @@ class Costs:
         fitted = self.study.profile.subjects.downstream or part.judged  # subjects of the probe of noise
         probing = len(self.study.tasks) * PROBES * max(part.judged / fitted, 1) / self.rates["probes"] / self.cores
         judging = len(ARMS) * (scans / self.rates["judged"] + probing)
+        profile = self.study.profile
+        volumes = profile.finetune.epochs * part.judged * len(profile.evaluation.finetune_tasks)
+        tuning = (len(ARMS) + 1) * volumes / (TUNED * self.rates["mae"])
         seconds = {
             "rendering": (self.trained_scans * part.subjects + scans) / self.rates["rendered"],
             "training": part.seeds * part.volumes * self.seconds_a_volume,
-            "judging": (part.seeds + CONTROLS + SNAPSHOTS) * judging + STARTING,
+            "judging": (part.seeds + CONTROLS + SNAPSHOTS) * judging + tuning + STARTING,
         }
         return {what: round(value, 1) for what, value in seconds.items()}
 

@@ -151,6 +151,7 @@ def _make_part(
                 with clock.piece(f"judge {part.profile} {seed}", encoders=len(arms)):
                     yield from judge(study, arms, pool, clock)
                 own = [f"{kind}:{arm}" for kind in ANALYSES for arm in (*arms, comparison.CONTROL) if not seed]
+                own += [] if seed else tuned(study, arms)
                 shipped |= made_of(study, [*requests(study, arms), *own])
 
 
@@ -197,7 +198,7 @@ def requests(study: Study, arms: Sequence[str]) -> list[str]:
 
 
 def judge(study: Study, arms: Sequence[str], pool: ProcessPoolExecutor, clock: Clock) -> Iterator[str]:
-    """Features on the device, probes in processes beside it; of the first seed also analyses and a learning curve."""
+    """Features on the device, probes in processes beside it; of the first seed analyses, a curve and tuning as well."""
     cohorts = dict.fromkeys(study.cohort_of(task) for task in study.tasks)
     wanted = requests(study, arms)
     asked: dict[Future[str], str] = {}
@@ -220,6 +221,26 @@ def judge(study: Study, arms: Sequence[str], pool: ProcessPoolExecutor, clock: C
         said = done.result()
         if said:
             yield f"{study.profile_name}: seed {study.seed}: {asked[done]}: {said}"
+    if not study.seed:
+        if clock.left < LAST * clock.budget:
+            yield f"{study.profile_name}: no fine-tuning: {clock.left:.0f} s are left"
+            return
+        wanted = tuned(study, arms)
+        make_together(study, [[request] for request in wanted])
+        for request in wanted:
+            yield f"{study.profile_name}: seed {study.seed}: {request}: {_area(study.run(request))}"
+
+
+def tuned(study: Study, arms: Sequence[str]) -> list[str]:
+    """Encoders that are trained further on a task's labels."""
+    return [
+        f"finetune:{arm}:{task}" for task in comparison.finetune_tasks(study) for arm in (comparison.CONTROL, *arms)
+    ]
+
+
+def _area(run: Run) -> str:
+    row = run.table("results").set_index("metric").loc["auroc"]
+    return f"AUROC {row['estimate']:.3f} [{row['low']:.3f}, {row['high']:.3f}]"
 
 
 def _waves(study: Study, arms: Sequence[str]) -> Iterator[tuple[str, Sequence[str]]]:
@@ -256,7 +277,4 @@ def _begin(parent: int, profile: str, manifest: Any, overrides: dict[str, Any]) 
 def _answer(seed: int, request: str) -> str:
     assert _study is not None
     run = _study.variant("", f"seed={seed}").run(request)
-    if run.kind != "probe" or "@" in request:
-        return ""
-    row = run.table("results").set_index("metric").loc["auroc"]
-    return f"AUROC {row['estimate']:.3f} [{row['low']:.3f}, {row['high']:.3f}]"
+    return "" if run.kind != "probe" or "@" in request else _area(run)
