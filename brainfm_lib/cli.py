@@ -177,7 +177,7 @@ def probe(
 ) -> None:
     """Judge the encoders of a study and their controls on its tasks; encoders that are missing are made first."""
     from brainfm_lib.comparison import trained_arms
-    from brainfm_lib.judging import judge
+    from brainfm_lib.judging import judge, to_be_made
     from brainfm_lib.paths import project_root
     from brainfm_lib.report import judged_profile
     from brainfm_lib.study import Study
@@ -186,7 +186,7 @@ def probe(
     study = Study(profile, manifest, seed, objective, cpu=cpu, allow_leak=allow_leak)
     if study.stamp:
         print(f"warning: {study.stamp}.", flush=True)
-    missing = [arm for arm in trained_arms(study) if study.optional(f"pretrain:{arm}") is None]
+    missing = [arm for arm in trained_arms(study) if to_be_made(study, protocol, arm, task)]
     if missing:
         volumes = f"{study.profile.volumes_seen:,} volumes each"
         print(f"profile {profile}, seed {seed}: {', '.join(missing)} will be pretrained, {volumes}", flush=True)

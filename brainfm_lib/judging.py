@@ -126,6 +126,14 @@ def chains(study: Study) -> list[list[str]]:
     return found
 
 
+def to_be_made(study: Study, protocol: str, arm: str, tasks: Sequence[str] | None = None) -> bool:
+    """Whether judging an arm will pretrain it: it is not there, and neither is all that its features are asked."""
+    if study.optional(f"pretrain:{arm}") is not None:
+        return False
+    kind, named = KINDS.get(protocol, "probe"), tasks or study.tasks
+    return protocol == "curve" or any(study.optional(f"{kind}:{arm}:{task}") is None for task in named)
+
+
 def asked_of(study: Study, protocol: str) -> tuple[str, ...]:
     """Rows that a protocol can be asked of: weights, whatever gives features, or controls as well."""
     if protocol == "finetune":

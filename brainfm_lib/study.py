@@ -83,7 +83,8 @@ class Study(StudyStructure):
         made_of = {"profile": profile, "manifest": str(self.manifest.path), "seed": seed, "objective": objective}
         made_of |= {"overrides": self.overrides, "cpu": cpu, "compile": compile, "recompute": recompute}
         made_of |= {"allow_leak": allow_leak, "retrain": retrain}
-        self.made_of: dict[str, Any] | None = made_of  # for another process; None where a variant is more than that
+        self.made_of: dict[str, Any] = made_of
+        self.travels = True  # another process can make this very study of these; not most variants
         self.after: int | None = None  # steps after which trained encoders are looked at; None: all
         self.used, self._leaks, self._met, self._labels, self._digests = {}, {}, {}, {}, {}
         self._asked: list[str] = []

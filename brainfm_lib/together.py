@@ -55,7 +55,7 @@ def make_together(study: Study, chains: Iterable[Sequence[str]], *, anyway: bool
         anyway: Also where starting processes takes longer than what they would save.
     """
     on_cpu = best_device(cpu=study.cpu).type == "cpu"
-    if study.made_of is None or study.in_memory or not on_cpu or study.profile.encoder.embed_dim >= NARROW:
+    if not study.travels or study.in_memory or not on_cpu or study.profile.encoder.embed_dim >= NARROW:
         return
     wanted = [[request for request in chain if _travels(study, request)] for chain in chains]
     wanted = [chain for chain in wanted if chain]

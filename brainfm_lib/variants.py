@@ -28,16 +28,16 @@ def varied(study: Study, request: str, change: str) -> Study:
     """
     name, _, value = change.partition("=")
     if name == "profile":
-        made_of: dict[str, Any] = {**(study.made_of or {}), "profile": value, "overrides": {}}
+        made_of: dict[str, Any] = {**study.made_of, "profile": value, "overrides": {}}
         return type(study)(**made_of, progress=study.progress)
     arm = arm_of(request, change)
     other = copy.copy(study)  # cohorts, splits and what leaks do not depend on it
     other._configs, other._variants, other.used, other._asked = {}, {}, {}, []
-    other.made_of = None
+    other.travels = name == "seed" and study.travels
     try:
         if name == "seed":
             other.seed = int(value)
-            other.made_of = None if study.made_of is None else {**study.made_of, "seed": other.seed}
+            other.made_of = {**study.made_of, "seed": other.seed}
         elif name == "step":
             other.after = int(value)
         elif name == "lr":

@@ -291,14 +291,23 @@ def test_what_is_planned_fits_and_more_time_is_never_used_for_less(seconds, rend
 
 
 @settings(max_examples=60, deadline=None)
-@given(minutes=st.floats(1, 60), longer=st.floats(1, 10), rendered=RATE, judged=RATE, trained=RATE)
-def test_a_longer_plan_keeps_its_encoders_and_fits(minutes, longer, rendered, judged, trained):
-    rates = {"rendered": rendered, "judged": judged, "probes": 2.0} | dict.fromkeys(ARMS, trained)
+@given(
+    minutes=st.floats(1, 60),
+    longer=st.floats(1, 10),
+    done=st.floats(0, 1.5),
+    rendered=RATE,
+    judged=RATE,
+    trained=RATE,
+    memory=st.sampled_from([1e8, 1e9, 1e12]),
+)
+def test_a_longer_plan_keeps_its_encoders_and_fits(minutes, longer, done, rendered, judged, trained, memory):
+    rates = {"rendered": rendered, "judged": judged, "probes": 2.0, "memory": memory} | dict.fromkeys(ARMS, trained)
     part = planning.fit("quick", minutes * 60 * (1 - planning.RESERVE), rates, None, 2, seeds=1, at_once=2)
     if part is None:
         return
     plan = planning.Plan(minutes, "", "cpu", False, (part,), {"quick": rates})
-    made = planning.extended(plan, longer * minutes, manifest=None, cores=2, cpu=True)
+    spent = done * sum(part.seconds.values())
+    made = planning.extended(plan, longer * minutes, spent=spent, manifest=None, cores=2, cpu=True)
     (more,) = made.parts
     assert made.minutes == longer * minutes
     assert (more.profile, more.steps, more.volumes, more.subjects) == (
@@ -308,10 +317,27 @@ def test_a_longer_plan_keeps_its_encoders_and_fits(minutes, longer, rendered, ju
         part.subjects,
     )
     assert part.seeds <= more.seeds <= planning.SEEDS and part.judged <= more.judged <= planning.JUDGED_SUBJECTS
-    if more != part:
-        assert sum(more.seconds.values()) <= longer * minutes * 60 * (1 - planning.RESERVE)
-    if longer > 9:  # three seeds and three times the subjects take less than nine times as long
-        assert more.seeds == planning.SEEDS
+    costs = planning.Costs("quick", rates, None, 2, 2)
+    scans = [one.subjects * costs.trained_scans + one.judged * costs.asked_scans for one in (part, more)]
+    assert scans[1] <= max(costs.room, scans[0])
+    if more == part:
+        return
+    assert more.judged == part.judged or more.judged >= planning.WORTH * part.judged
+    before, after = (sum(one.seconds.values()) for one in (part, more))
+    again = part.seconds["judging"] if more.judged > part.judged else 0.0  # is done anew
+    assert spent + max(before - spent, 0) + after - before + again <= 60 * longer * minutes * (1 - planning.RESERVE) + 1
+
+
+def test_judging_leaves_time_and_memory_for_training():
+    """At rates like those of a large GPU, and of two cores."""
+    fast = {"rendered": 300.0, "judged": 800.0, "probes": 2.0, "memory": 11e9} | dict.fromkeys(ARMS, 900.0)
+    slow = {"rendered": 25.0, "judged": 1100.0, "probes": 1.7, "memory": 2e10} | dict.fromkeys(ARMS, 200.0)
+    for name, seconds, rates, cores in (("reference", 1350.0, fast, 16), ("quick", 3240.0, slow, 2)):
+        part = planning.fit(name, seconds, rates, None, cores, seeds=3, at_once=2 if name == "quick" else 1)
+        assert part is not None and part.seconds["training"] > 0.5 * seconds and part.judged >= 300
+        costs = planning.Costs(name, rates, None, cores, 1)
+        assert part.judged * costs.asked_scans <= costs.room / 4 and part.subjects > 1000
+        assert part.subjects * costs.trained_scans + part.judged * costs.asked_scans <= costs.room
 
 
 def test_an_encoder_in_the_middle_of_its_training_is_a_run_like_any_other(manifest):

@@ -27,7 +27,7 @@ LEFT_OUT = ("snapshots",)  # of a run's files, what never ships
 ENCODER = "encoder/model.safetensors"  # a run of weights without these does not ship
 
 
-def collect(folder: Path, plan: Plan, clock: Clock, runs: Iterable[Run]) -> Path:
+def collect(folder: Path, plan: Plan, clock: Clock, runs: Iterable[Run], *, whole: bool = False) -> Path:
     """Write ``results/``: runs as the shipped layer holds them, ``reference.json``, and the profile `SHIPPED`.
 
     Args:
@@ -35,14 +35,19 @@ def collect(folder: Path, plan: Plan, clock: Clock, runs: Iterable[Run]) -> Path
         plan: That was followed.
         clock: Of the work.
         runs: Those to ship, of the code as it is.
+        whole: These are all: what else lies there, of a plan that was extended since, goes.
 
     Returns:
         The folder.
     """
     results = folder / "results"
     (results / "runs").mkdir(parents=True, exist_ok=True)
-    for run in runs:
-        _ship(run, results / "runs" / run.provenance["loose_id"])
+    found = {run.provenance["loose_id"]: run for run in runs}
+    for name, run in found.items():
+        _ship(run, results / "runs" / name)
+    for other in (results / "runs").iterdir() if whole else ():
+        if other.name not in found:
+            shutil.rmtree(other)
     first = plan.parts[0]
     asked = load_profile(first.profile).subjects.downstream
     if asked is not None and first.judged >= asked:  # a profile with fewer would cut a user's own cohorts short

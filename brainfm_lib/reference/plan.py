@@ -37,6 +37,9 @@ SNAPSHOTS = 4  # of an encoder in training, judged as well
 CONTROLS = 3.0  # times the judging of a seed's arms, that of controls (raw voxels take long) and the analyses
 JUDGED_SUBJECTS = 3000  # of each cohort that tasks are asked of, at most, unless the profile asks for more
 TUNED = 0.5  # of the rate at which MAE is pretrained, whole volumes are fine-tuned on
+JUDGING_SHARE = 0.2  # of the budget, at most, for judging the first seed, if there are more than `FEW` subjects
+FEW = 60  # subjects of each cohort, that are judged in any case
+WORTH = 1.5  # times the subjects, for which all is judged anew
 STARTING = 20.0  # seconds in which processes that fit probes start
 BESIDE = 0.7  # of its speed, measured alone with all cores, is left to a training with others beside it
 
@@ -210,11 +213,9 @@ def fit(
     for anything.
     """
     costs = Costs(name, rates, manifest, cores, at_once)
-    batch, geometry = costs.study.profile.optimiser.batch_size, costs.study.profile.geometry
-    judged = costs.judged_in(seconds)
-    volume = int(np.prod(geometry.grid)) * (1 if geometry.storage == "uint8" else 2)
-    room = rates.get("memory", np.inf) / volume - judged * costs.asked_scans
-    making = min(BANK, BANK_SHARE * seconds * rates["rendered"], room)
+    batch = costs.study.profile.optimiser.batch_size
+    judged = costs.judged_in(seconds, costs.room / 4)
+    making = min(BANK, BANK_SHARE * seconds * rates["rendered"], costs.room - judged * costs.asked_scans)
     subjects = max(int(making) // costs.trained_scans, 16)
     subjects = min(subjects, costs.offered)  # whatever the profile keeps to
     empty = Part(name, 1, 0, subjects, judged, 0)
@@ -231,26 +232,33 @@ def fit(
     return None
 
 
-def extended(plan: Plan, minutes: float, *, manifest: str | Path | None, cores: int, cpu: bool) -> Plan:
+def extended(plan: Plan, minutes: float, *, spent: float, manifest: str | Path | None, cores: int, cpu: bool) -> Plan:
     """A plan for more minutes: the same encoders, more subjects to judge them with, more seeds of the last profile.
 
-    What is made already belongs to it. Whatever does not fit by the rates of the plan stays as it is.
+    More subjects mean that all is judged anew: there must be `WORTH` times as many, and time for that comes first. What
+    does not fit by the rates of the plan stays as it is.
+
+    Args:
+        plan: What was followed so far.
+        minutes: The new budget.
+        spent: Seconds that are gone; what the plan has not done in them is taken to be still to do.
+        manifest, cores, cpu: As in `make_plan`.
     """
-    *others, part = plan.parts
-    costs = Costs(
-        part.profile,
-        plan.rates[part.profile],
-        manifest,
-        cores,
-        at_once_on(best_device(cpu=cpu), part.profile, cores),
-    )
-    left = minutes * 60 * (1 - RESERVE) - sum(sum(other.seconds.values()) for other in others)
-    for judged in sorted({costs.judged_in(left), part.judged}, reverse=True):
+    *_, part = plan.parts
+    at_once = at_once_on(best_device(cpu=cpu), part.profile, cores)
+    costs = Costs(part.profile, plan.rates[part.profile], manifest, cores, at_once)
+    whole = sum(sum(each.seconds.values()) for each in plan.parts)
+    left = minutes * 60 * (1 - RESERVE) - spent - max(whole - spent, 0.0)
+    most = costs.judged_in(minutes * 60 * (1 - RESERVE), costs.room - part.subjects * costs.trained_scans)
+    for judged in (most, part.judged) if most >= WORTH * part.judged else (part.judged,):
         for seeds in range(max(SEEDS, part.seeds), part.seeds - 1, -1):
-            more = dataclasses.replace(part, judged=max(judged, part.judged), seeds=seeds)
+            more = dataclasses.replace(part, judged=judged, seeds=seeds)
             more = dataclasses.replace(more, seconds=costs.expected(more))
-            if sum(more.seconds.values()) <= left:
-                return dataclasses.replace(plan, minutes=minutes, parts=(*others, more))
+            new = {what: seconds - part.seconds[what] for what, seconds in more.seconds.items()}
+            if judged > part.judged:
+                new["judging"] = more.seconds["judging"]
+            if sum(new.values()) <= left and more != part:
+                return dataclasses.replace(plan, minutes=minutes, parts=(*plan.parts[:-1], more))
     return dataclasses.replace(plan, minutes=minutes)
 
 
@@ -281,11 +289,28 @@ class Costs:
         settings = self.study.manifest.cohorts[cohort]
         return int(settings.spec.get(what, otherwise)) if isinstance(settings, PhantomCohort) else otherwise
 
-    def judged_in(self, seconds: float) -> int:
-        """Subjects of each cohort that tasks may be asked of when there are so many seconds for everything."""
+    @property
+    def room(self) -> float:
+        """Scans that there is memory for."""
+        geometry = self.study.profile.geometry
+        volume = int(np.prod(geometry.grid)) * (1 if geometry.storage == "uint8" else 2)
+        return self.rates.get("memory", np.inf) / volume
+
+    def judged_in(self, seconds: float, room: float) -> int:
+        """Subjects of each cohort that tasks may be asked of, given seconds for everything and room for their scans."""
         most = max(self.study.profile.subjects.downstream or 0, JUDGED_SUBJECTS)
         most = min(most, max((self._spec(cohort, "subjects", most) for cohort in self.asked), default=most))
-        return int(min(most, max(BANK_SHARE * seconds * self.rates["rendered"] / max(self.asked_scans, 1), 60)))
+        most = int(min(most, BANK_SHARE * seconds * self.rates["rendered"] / max(self.asked_scans, 1)))
+        most = int(min(most, room / max(self.asked_scans, 1)))
+        one = Part(self.study.profile_name, 1, 0, 0, 0, 0)
+        while most > FEW and self.expected(dataclasses.replace(one, judged=most))["judging"] > JUDGING_SHARE * seconds:
+            most = int(0.9 * most)
+        return max(most, FEW)
+
+    def another_seed(self, part: Part) -> float:
+        """Seconds that one more seed takes."""
+        more = self.expected(dataclasses.replace(part, seeds=part.seeds + 1))
+        return sum(more.values()) - sum(self.expected(part).values())
 
     def expected(self, part: Part) -> dict[str, float]:
         """Seconds of a part's work, by what they are for."""

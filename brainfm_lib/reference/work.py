@@ -68,7 +68,7 @@ def make_reference(
                 )
             yield f"goes on with the plan of {state / PLAN}, {clock.spent / 60:.1f} minutes spent"
             if minutes > plan.minutes:
-                plan = planning.extended(plan, minutes, manifest=manifest, cores=cores, cpu=cpu)
+                plan = planning.extended(plan, minutes, spent=clock.spent, manifest=manifest, cores=cores, cpu=cpu)
                 planning.save(plan, state / PLAN)
         else:
             plan = planning.make_plan(
@@ -80,6 +80,7 @@ def make_reference(
         for part in plan.parts:
             yield from _make_part(folder, plan, part, clock, shipped, cpu=cpu, manifest=manifest, cores=cores)
             collect(folder, plan, clock, shipped.values())
+        collect(folder, plan, clock, shipped.values(), whole=True)
     yield f"{clock.spent / 60:.1f} of {minutes:g} minutes; results: {folder / 'results'}"
 
 
@@ -119,11 +120,13 @@ def _make_part(
                 first.keep(name, PhantomBank(cohort, first.profile.geometry, bank_device(device)))
         ready.add(name)
 
+    costs = planning.Costs(part.profile, plan.rates[part.profile], manifest, cores, at_once)
+    another_seed = costs.another_seed(part)
     (pretraining,) = first.pretraining_cohorts
     for seed in range(part.seeds):
         study = study_of(seed)
         wanted = [arm for arm in comparison.trained_arms(study) if not made(study, f"pretrain:{arm}")]
-        if seed and wanted and clock.left < RATHER * (part.seconds["training"] / part.seeds + part.seconds["judging"]):
+        if seed and wanted and clock.left < RATHER * another_seed:
             yield f"{part.profile}: seed {seed} is left out: {clock.left:.0f} s are left"
             break
         if wanted and pretraining not in ready:
@@ -156,7 +159,7 @@ def _make_part(
 
 
 ANALYSES = ("latents", "reconstruction", "progress")
-LAST = 0.05  # of the budget, below which no learning curve is begun
+LAST = 0.05  # of the budget, below which no learning curve and no fine-tuning is begun
 RATHER = 1.05  # times what a seed is expected to take must be left before it is begun
 
 
