@@ -269,7 +269,8 @@ def against_monai(size: Size, device: torch.device, precision: str, rounds: int,
     }
     if best and device.type == "cuda":
         steps["ours, MAE, compiled"] = our_step("mae", size, device, precision, fast=True)
-    times = take_turns(steps, volumes, rounds)
+    product, flops = large_product(device, precision)
+    times = take_turns({**steps, "product": product}, volumes, rounds)
     print(f"\n## {size.name}, batch {size.batch}, {precision}, {device.type}\n")
     print("| step | median, ms | time ÷ ours | peak tensor memory, MB | memory ÷ ours |\n|---|---:|---:|---:|---:|")
     ours = "ours, MAE"
@@ -282,6 +283,20 @@ def against_monai(size: Size, device: torch.device, precision: str, rounds: int,
             f"| {memory[name] / 1e6:,.0f} | {memory[name] / memory[ours]:.2f} |",
             flush=True,
         )
+    rate = flops / statistics.median(times["product"])
+    least = work_of("mae", size) / rate
+    rivals = " and ".join(f"{statistics.median(times[name]) / least:.2f}" for name in steps if name.startswith("MONAI"))
+    print(
+        f"\nA large matrix product between the steps: {rate / 1e12:.3g} TFLOP/s. At that rate the matrix products and "
+        f"attention of our step would take {1e3 * least:,.0f} ms; a step of nothing else would be {rivals} times as "
+        "fast as MONAI's two."
+    )
+
+
+def work_of(arm: str, size: Size) -> float:
+    """FLOPs of a step of an arm, by the formula."""
+    tokens = (size.edge // size.encoder.patch_size) ** 3
+    return step_flops(arm_config(arm, size), tokens, visible_count(tokens, size.ratio)) * size.batch
 
 
 def extras(size: Size, device: torch.device, precision: str, rounds: int) -> None:
@@ -305,9 +320,7 @@ def extras(size: Size, device: torch.device, precision: str, rounds: int) -> Non
         base = {"sl-mae": "mae", "vcr-jepa": "jepa"}.get(name, name.partition(",")[0])
         share = ""
         if "," not in name:
-            tokens = (size.edge // size.encoder.patch_size) ** 3
-            work = step_flops(arm_config(name, size), tokens, visible_count(tokens, size.ratio)) * size.batch
-            share = f"{work / statistics.median(times[name]) / ceiling:.0%}"
+            share = f"{work_of(name, size) / statistics.median(times[name]) / ceiling:.0%}"
         relative = "" if base == name else ratio_text(times[name], times[base])
         median = statistics.median(times[name])
         rate = f"{size.batch / median:,.0f}" if size.batch / median > 99 else f"{size.batch / median:.3g}"

@@ -107,7 +107,7 @@ def finetune(
     def load(rows: Array, generator: torch.Generator | None) -> Tensor:
         batch = torch.from_numpy(np.ascontiguousarray(volumes[rows])).to(device).float().unsqueeze(1)
         if generator is not None:
-            batch = augment(batch, draw_augmentation(len(rows), generator), config.augment)
+            batch = augment(batch, draw_augmentation(len(rows), generator), config.augment, in_place=True)
         batch = zscore(batch)
         return batch if encoder is not None else batch.contiguous(memory_format=torch.channels_last_3d)
 

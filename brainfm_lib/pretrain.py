@@ -203,7 +203,7 @@ class Trainer:
         weight = config.objective.spectral.weight_at(step, optimiser.steps) if config.objective.spectral else 0.0
         mine = self._mine(rows)
         draws = draw_augmentation(len(rows), stream("cpu", config.seed, "augment", step))
-        volumes = augment(self.batches(rows[mine]), draws[:, mine], config.augment)
+        volumes = augment(self.batches(rows[mine]), draws[:, mine], config.augment, in_place=True)
         volumes, mask, dropped = self._masked(volumes, len(rows), mine, "mask", step)
         if self.graphed is not None:
             loss, terms = self.graphed(volumes, mask, weight, detail=detail)

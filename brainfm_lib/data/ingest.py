@@ -12,9 +12,9 @@ from brainfm_lib.data.brain import PROGRAMS, brain_mask
 from brainfm_lib.data.geometry import Geometry
 from brainfm_lib.data.quality import check_voxels, open_scan, read_voxels
 from brainfm_lib.data.settings import IngestSettings
+from brainfm_lib.data.storage import FLOOR
 from brainfm_lib.errors import RefusedScan
 
-FLOOR = 1e-3  # smallest stored value of a foreground voxel: background is exactly 0, so foreground is `volume > 0`
 COARSE = 3.0  # mm, about the spacing at which the head is looked for
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 LEVELS = 255
+FLOOR = 1e-3  # smallest value of foreground; the background is exactly 0, so foreground is `volume > 0`
 
 
 def as_stored(volumes: np.ndarray, storage: str) -> np.ndarray:

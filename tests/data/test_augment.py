@@ -125,16 +125,29 @@ def test_blur_matches_scipy_inside():
 
 
 def test_a_batch_may_be_split_and_noise_is_each_volumes_own():
-    volumes, config = batch(), AugmentConfig()
+    volumes = batch()
     drawn = draws(volumes, 2)
-    whole = augment(volumes, drawn, config)
-    halves = [augment(volumes[part], drawn[:, part], config) for part in (slice(0, 5), slice(5, 16))]
-    torch.testing.assert_close(torch.cat(halves), whole, atol=1e-6, rtol=0)
+    for config in (AugmentConfig(), AugmentConfig(affine=0.5, gamma=0, noise=1, blur=0)):
+        whole = augment(volumes, drawn, config)
+        for size in (1, 5):
+            parts = [augment(v, d, config) for v, d in zip(volumes.split(size), drawn.split(size, dim=1), strict=True)]
+            torch.testing.assert_close(torch.cat(parts), whole, atol=1e-6, rtol=0)
     same = volumes[:1].expand(16, -1, -1, -1, -1)
     noisy = augment(same, drawn, dataclasses.replace(OFF, noise=1.0))
     assert len({float(v.sum()) for v in noisy}) == 16
     residual = (noisy - same)[same > 0.1]
     assert float(residual.std()) == pytest.approx(0.01, rel=0.1)
+
+
+def test_in_place_is_the_same_without_a_copy():
+    volumes, half = batch(), batch().half()
+    out = augment(volumes, draws(volumes), AugmentConfig())
+    for given in (volumes, half):
+        before = given.clone()
+        made = augment(given, draws(volumes), AugmentConfig(), in_place=True)
+        assert made.is_contiguous() and made.dtype == torch.float32
+        torch.testing.assert_close(made, out, atol=0 if given is volumes else 1e-3, rtol=0)
+        assert torch.equal(given, made) if given is volumes else torch.equal(given, before)
 
 
 def test_zscore():

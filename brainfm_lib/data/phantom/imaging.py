@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from brainfm_lib.data.phantom.cohort import CONTRASTS
+from brainfm_lib.data.storage import FLOOR
 
 # Signal of each compartment, white matter of a T1w image near 0.9 (arbitrary units; orders as in clinical images).
 COMPARTMENTS = ("fluid", "grey", "deep", "white", "solid", "necrosis", "rim", "oedema")
@@ -15,7 +16,6 @@ SIGNAL = {
     "PDw": (0.80, 0.84, 0.74, 0.64, 0.88, 0.86, 0.84, 0.86),
     "T1c": (0.24, 0.64, 0.70, 0.88, 0.60, 0.34, 1.25, 0.72),
 }
-FLOOR = 0.001  # smallest stored value of a brain voxel; the background is exactly 0
 
 
 def signals(contrasts: list[str], jitter: torch.Tensor) -> torch.Tensor:
