@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 from brainfm_lib import __version__
 from brainfm_lib.data.geometry import Geometry
-from brainfm_lib.objectives import ARMS, ObjectiveConfig
+from brainfm_lib.objectives import EVERY_ARM, ObjectiveConfig
 
 TRAINED_ON = "trained_on.txt"  # beside the weights: what an encoder has seen, a key a scan
 KEY = 16  # hexadecimal digits of a scan's digest that are its key
@@ -19,7 +19,7 @@ def model_card(objective: ObjectiveConfig, geometry: Geometry, facts: Mapping[st
         geometry: Grid (voxels) and spacing (mm) it was trained on.
         facts: Further rows of the table: training, data, run.
     """
-    arm, size = ARMS[objective.arm], objective.encoder
+    arm, size = EVERY_ARM[objective.arm], objective.encoder
     grid = " × ".join(str(n) for n in geometry.grid)
     rows = {
         "Objective": arm.title,
@@ -32,6 +32,9 @@ def model_card(objective: ObjectiveConfig, geometry: Geometry, facts: Mapping[st
         rows["Spectral loss"] = _listed(objective.spectral)
     if objective.vcr is not None:
         rows["Variance-covariance regularisation"] = _listed(objective.vcr)
+    if objective.lejepa is not None and objective.sigreg is not None:
+        rows["Projector, not part of the encoder"] = _listed(objective.lejepa)
+        rows["SIGReg"] = _listed(objective.sigreg)
     table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
     use = "path/to/this/folder"
     return f"""---

@@ -33,7 +33,7 @@ LISTED = 20  # named on the terminal for each rule that is broken
 ProfileOption = Annotated[
     str, typer.Option(help="tiny, quick, compact, reference, paper, replica, shipped, or a YAML file.")
 ]
-ObjectiveOption = Annotated[str, typer.Option(help="mae, sl-mae, jepa, vcr-jepa, or all.")]
+ObjectiveOption = Annotated[str, typer.Option(help="mae, sl-mae, jepa, vcr-jepa, or all of these; or lejepa.")]
 SeedOption = Annotated[int, typer.Option(help="Seed of weights, order, masks and augmentation.")]
 CpuOption = Annotated[bool, typer.Option(help="Stay on the CPU.")]
 CompileOption = Annotated[bool, typer.Option("--compile", help="Compile the transformer blocks: pays on long runs.")]

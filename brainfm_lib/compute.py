@@ -37,6 +37,9 @@ def step_flops(objective: ObjectiveConfig, tokens: int, seen: int) -> float:
     """
     encoder = objective.encoder
     student = encoder_flops(encoder, seen)
+    if objective.lejepa is not None:  # two views, as large as each other unless most tokens are seen
+        projector = objective.lejepa.projector_hidden * (encoder.embed_dim + objective.lejepa.projector_dim)
+        return 3 * (student + encoder_flops(encoder, min(seen, tokens - seen)) + 2 * 2 * projector)
     if objective.mae is not None:
         dim, depth, out, target = objective.mae.decoder_dim, objective.mae.decoder_depth, encoder.patch_size**3, 0.0
     else:

@@ -16,11 +16,12 @@ from brainfm_lib.data.manifest import Manifest
 from brainfm_lib.data.strict_yaml import load_yaml
 from brainfm_lib.errors import InputError
 from brainfm_lib.finetune import FinetuneConfig
+from brainfm_lib.losses.sigreg import SigregConfig
 from brainfm_lib.losses.spectral import SpectralConfig
 from brainfm_lib.losses.vcr import VcrConfig
 from brainfm_lib.masking import MaskConfig
-from brainfm_lib.models import JepaConfig, MaeConfig, VisionTransformerConfig
-from brainfm_lib.objectives import ARMS, objective_config
+from brainfm_lib.models import JepaConfig, LejepaConfig, MaeConfig, VisionTransformerConfig
+from brainfm_lib.objectives import EVERY_ARM, objective_config
 from brainfm_lib.optimiser import OptimiserConfig
 from brainfm_lib.paths import shipped_dir
 from brainfm_lib.pretrain import PretrainConfig
@@ -91,6 +92,8 @@ class Profile:
     jepa: JepaConfig = field(default_factory=JepaConfig)
     spectral: SpectralConfig = field(default_factory=SpectralConfig)
     vcr: VcrConfig = field(default_factory=VcrConfig)
+    lejepa: LejepaConfig = field(default_factory=LejepaConfig)
+    sigreg: SigregConfig = field(default_factory=SigregConfig)
     mask: MaskConfig = field(default_factory=MaskConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
@@ -109,10 +112,17 @@ class Profile:
 
     def pretraining(self, arm: str, seed: int) -> PretrainConfig:
         """The pretraining run of `arm`: what the arm does not use is not in it."""
-        if arm not in ARMS:
-            raise InputError(f"There is no arm {arm!r}: choose among {', '.join(ARMS)}.")
+        if arm not in EVERY_ARM:
+            raise InputError(f"There is no arm {arm!r}: choose among {', '.join(EVERY_ARM)}.")
         objective = objective_config(
-            arm, encoder=self.encoder, mae=self.mae, jepa=self.jepa, spectral=self.spectral, vcr=self.vcr
+            arm,
+            encoder=self.encoder,
+            mae=self.mae,
+            jepa=self.jepa,
+            spectral=self.spectral,
+            vcr=self.vcr,
+            lejepa=self.lejepa,
+            sigreg=self.sigreg,
         )
         optimiser = self.arm_optimiser.get(arm, self.optimiser)
         optimiser = dataclasses.replace(optimiser, lr=self.arm_lr.get(arm, optimiser.lr))

@@ -9,10 +9,19 @@ from torch import Tensor, nn
 
 from brainfm_lib.losses.prediction import prediction_loss
 from brainfm_lib.losses.reconstruction import denormalise, reconstruction_loss
+from brainfm_lib.losses.sigreg import SigregConfig, sigreg_loss
 from brainfm_lib.losses.spectral import SpectralConfig, spectral_loss
 from brainfm_lib.losses.vcr import VcrConfig, covariance_loss, variance_loss
 from brainfm_lib.masking import Mask
-from brainfm_lib.models import Jepa, JepaConfig, MaeConfig, MaskedAutoencoder, VisionTransformer3d
+from brainfm_lib.models import (
+    Jepa,
+    JepaConfig,
+    Lejepa,
+    LejepaConfig,
+    MaeConfig,
+    MaskedAutoencoder,
+    VisionTransformer3d,
+)
 from brainfm_lib.models.vit import VisionTransformerConfig
 from brainfm_lib.tokens import gather, mosaic, patchify
 
@@ -22,7 +31,7 @@ class Arm:
     """One row of the comparison.
 
     Attributes:
-        family: ``mae`` or ``jepa``.
+        family: ``mae``, ``jepa`` or ``lejepa``.
         spectral: Adds the spectral loss.
         vcr: Adds variance-covariance regularisation.
         title: As the report writes it.
@@ -40,7 +49,10 @@ ARMS = {
     "jepa": Arm("jepa", "JEPA"),
     "vcr-jepa": Arm("jepa", "VCR-JEPA", vcr=True),
 }
+OPTIONAL_ARMS = {"lejepa": Arm("lejepa", "LeJEPA")}  # not of the paper: made where asked for by name
+EVERY_ARM = ARMS | OPTIONAL_ARMS
 CONTROL = "random-init"
+LATER = ("lejepa", "sigreg")  # parts of an objective that runs of other arms, some made before, are not identified by
 
 
 @dataclass(frozen=True)
@@ -53,6 +65,8 @@ class ObjectiveConfig:
     jepa: JepaConfig | None = None
     spectral: SpectralConfig | None = None
     vcr: VcrConfig | None = None
+    lejepa: LejepaConfig | None = None
+    sigreg: SigregConfig | None = None
 
 
 def objective_config(
@@ -63,9 +77,11 @@ def objective_config(
     jepa: JepaConfig,
     spectral: SpectralConfig,
     vcr: VcrConfig,
+    lejepa: LejepaConfig | None = None,
+    sigreg: SigregConfig | None = None,
 ) -> ObjectiveConfig:
     """Keep of the shared settings what `arm` uses."""
-    row = ARMS[arm]
+    row = EVERY_ARM[arm]
     return ObjectiveConfig(
         arm,
         encoder,
@@ -73,45 +89,73 @@ def objective_config(
         jepa=jepa if row.family == "jepa" else None,
         spectral=spectral if row.spectral else None,
         vcr=vcr if row.vcr else None,
+        lejepa=lejepa or LejepaConfig() if row.family == "lejepa" else None,
+        sigreg=sigreg or SigregConfig() if row.family == "lejepa" else None,
     )
 
 
-def build_model(config: ObjectiveConfig) -> MaskedAutoencoder | Jepa:
+Model = MaskedAutoencoder | Jepa | Lejepa
+
+
+def main_term(config: ObjectiveConfig) -> str:
+    """Name of the term without auxiliary objectives, which held-out volumes are judged by."""
+    return {"mae": "reconstruction", "jepa": "prediction", "lejepa": "invariance"}[EVERY_ARM[config.arm].family]
+
+
+def build_model(config: ObjectiveConfig) -> Model:
     """Make the arm's model. The encoder is drawn first, so that under one seed every arm starts from the same one."""
     encoder = VisionTransformer3d(config.encoder)
     if config.mae is not None:
         return MaskedAutoencoder(encoder, config.mae)
     if config.jepa is not None:
         return Jepa(encoder, config.jepa)
-    raise ValueError(f"arm {config.arm!r} has neither a decoder nor a predictor")
+    if config.lejepa is not None and config.sigreg is not None:
+        return Lejepa(encoder, config.lejepa, config.sigreg.directions)
+    raise ValueError(f"arm {config.arm!r} has neither a decoder nor a predictor nor a projector")
 
 
-class VcrAhead(NamedTuple):
-    """Variance-covariance regularisation of a whole batch, for one of the parts it is worked on in.
+class Ahead(NamedTuple):
+    """Regularisation of a whole batch, for one of the parts it is worked on in.
 
     Attributes:
         value: Weighted loss of the whole batch, detached.
         terms: Its terms, detached.
-        gradient: (b, V, E), that of the loss by this part's context, times the number of parts.
-        targets: (b, H, E), those of this part, so that they need not be computed twice.
+        gradient: That of the loss by this part's context (b, V, E), or embeddings (2, b, D), times the number of parts.
+        targets: (b, H, E), JEPA's of this part, so that they need not be computed twice.
     """
 
     value: Tensor
     terms: dict[str, Tensor]
     gradient: Tensor
-    targets: Tensor
+    targets: Tensor | None = None
+
+    def of(self, latents: Tensor) -> Tensor:
+        """The loss, which passes on this part's share of the gradient to its `latents`."""
+        passed_on = (self.gradient * latents.float()).sum()
+        return self.value + passed_on - passed_on.detach()
 
 
 def regularise_ahead(
-    model: Jepa, config: ObjectiveConfig, parts: Sequence[tuple[Tensor, Mask]]
-) -> list[VcrAhead] | None:
-    """Prepare VCR of a batch that is worked on in several parts; None where parts do not concern each other.
+    model: nn.Module, config: ObjectiveConfig, parts: Sequence[tuple[Tensor, Mask]]
+) -> list[Ahead] | None:
+    """Prepare VCR or SIGReg of a batch worked on in several parts; None where parts do not concern each other.
 
     The loss couples all samples. So the latents of all parts are computed first, without a graph, and the loss and its
     gradient by them from all at once; each part then passes its share of that gradient on. The result is that of the
     undivided batch; the price is one more pass of the student over visible tokens.
     """
-    if config.vcr is None or not config.vcr.gathered or len(parts) == 1:
+    if len(parts) == 1:
+        return None
+    if isinstance(model, Lejepa) and config.sigreg is not None:
+        with torch.no_grad():
+            embedded = [model(volumes, mask).float() for volumes, mask in parts]
+        together = torch.cat(embedded, dim=1).requires_grad_()
+        with torch.enable_grad(), torch.autocast(together.device.type, enabled=False):
+            value, terms = _sketched(together, model.directions, config.sigreg)
+            gradient = torch.autograd.grad(value, together)[0] * len(parts)
+        shares = gradient.split([piece.shape[1] for piece in embedded], dim=1)
+        return [Ahead(value.detach(), terms, share) for share in shares]
+    if not isinstance(model, Jepa) or config.vcr is None or not config.vcr.gathered:
         return None
     with torch.no_grad():
         contexts = [model.encoder(volumes, mask.visible).float() for volumes, mask in parts]
@@ -121,7 +165,7 @@ def regularise_ahead(
         value, terms = _regularisation(context, torch.cat(targets), config.vcr)
         gradient = torch.autograd.grad(value, context)[0] * len(parts)
     pieces = gradient.split([len(piece) for piece in contexts])
-    return [VcrAhead(value.detach(), terms, *pair) for pair in zip(pieces, targets, strict=True)]
+    return [Ahead(value.detach(), terms, *pair) for pair in zip(pieces, targets, strict=True)]
 
 
 def compute_loss(
@@ -133,7 +177,7 @@ def compute_loss(
     spectral_weight: float | Tensor,
     auxiliary: bool = True,
     detail: bool = False,
-    ahead: VcrAhead | None = None,
+    ahead: Ahead | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Loss of one batch, or of one part of it.
 
@@ -152,12 +196,13 @@ def compute_loss(
     """
     if config.mae is not None:
         return _mae_loss(model, config, volumes, mask, spectral_weight if auxiliary else 0.0, detail)
+    if config.sigreg is not None:
+        return _lejepa_loss(model, config.sigreg, volumes, mask, auxiliary, ahead)
     output = model(volumes, mask, None if ahead is None else ahead.targets)
     loss = prediction_loss(output.predicted, output.target)
     terms = {"prediction": loss.detach()}
     if ahead is not None:
-        passed_on = (ahead.gradient * output.context.float()).sum()
-        loss, terms = loss + ahead.value + passed_on - passed_on.detach(), terms | ahead.terms
+        loss, terms = loss + ahead.of(output.context), terms | ahead.terms
     elif config.vcr is not None and auxiliary:
         value, more = _regularisation(output.context.float(), output.target, config.vcr)
         loss, terms = loss + value, terms | more
@@ -179,6 +224,29 @@ def _regularisation(context: Tensor, target: Tensor, vcr: VcrConfig) -> tuple[Te
             variance = of_both / (seen + hidden)
     value = vcr.weight * (vcr.variance * variance + vcr.covariance * covariance)
     return value, {"variance": variance.detach(), "covariance": covariance.detach()}
+
+
+def _lejepa_loss(
+    model: nn.Module, sigreg: SigregConfig, volumes: Tensor, mask: Mask, auxiliary: bool, ahead: Ahead | None
+) -> tuple[Tensor, dict[str, Tensor]]:
+    z = model(volumes, mask).float()
+    loss = (z - z.mean(dim=0)).square().mean()
+    terms = {"invariance": loss.detach()}
+    if not auxiliary:
+        return loss, terms
+    if ahead is not None:
+        value, more = ahead.of(z), ahead.terms
+    else:
+        own = getattr(model, "module", model)  # wrapped where there are several processes
+        assert isinstance(own, Lejepa)
+        value, more = _sketched(z, own.directions, sigreg)
+    return (1 - sigreg.weight) * loss + value, terms | more
+
+
+def _sketched(z: Tensor, directions: Tensor, sigreg: SigregConfig) -> tuple[Tensor, dict[str, Tensor]]:
+    """Weighted SIGReg of embeddings (2, B, D), the mean over both views, and its term."""
+    value = torch.stack([sigreg_loss(view, directions, gathered=True) for view in z]).mean()
+    return sigreg.weight * value, {"sigreg": value.detach()}
 
 
 def _mae_loss(
@@ -216,6 +284,7 @@ def _mae_loss(
 
 def describe_arm(config: ObjectiveConfig) -> dict[str, Any]:
     """Short facts for tables: title, family, auxiliary weight."""
-    row = ARMS[config.arm]
-    weight = config.spectral.weight if config.spectral else config.vcr.weight if config.vcr else None
+    row = EVERY_ARM[config.arm]
+    used = config.spectral or config.vcr or config.sigreg
+    weight = used.weight if used else None
     return {"arm": config.arm, "title": row.title, "family": row.family, "auxiliary_weight": weight}

@@ -37,9 +37,9 @@ from brainfm_lib.graphed import GraphedLoss
 from brainfm_lib.identity import stable_hash
 from brainfm_lib.losses.spectral import compile_spectral_loss
 from brainfm_lib.masking import Mask, MaskConfig, dropped_foreground
-from brainfm_lib.models import Jepa, MaskedAutoencoder
+from brainfm_lib.models import Jepa, Lejepa
 from brainfm_lib.models.vit import compile_blocks, recompute_activations
-from brainfm_lib.objectives import ObjectiveConfig, build_model, compute_loss, regularise_ahead
+from brainfm_lib.objectives import Model, ObjectiveConfig, build_model, compute_loss, main_term, regularise_ahead
 from brainfm_lib.optimiser import OptimiserConfig, make_optimiser
 from brainfm_lib.ranks import sum_over_ranks
 from brainfm_lib.stopping import Sigterm, Terminated, all_stop, diverged
@@ -65,7 +65,7 @@ class PretrainConfig:
     seed: int = 0
 
 
-def initial_model(config: PretrainConfig) -> MaskedAutoencoder | Jepa:
+def initial_model(config: PretrainConfig) -> Model:
     """The untrained model of a run: a pure function of its configuration and seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(stable_hash((config.seed, "weights"), 15), 16))
@@ -156,8 +156,7 @@ class Trainer:
         self.resume()
         log_every = max(optimiser.steps // LOG_POINTS, 1)
         rows = batch_rows(len(self.batches), optimiser.batch_size, self.config.seed, self.step)
-        started = saved = time.perf_counter()
-        before = self.seconds
+        started = (saved := time.perf_counter()) - self.seconds  # sittings before count
         shown, arm = progress is True and self.accelerator.is_main_process, self.config.objective.arm
         bar = tqdm(total=optimiser.steps, initial=self.step, desc=arm, disable=not shown, mininterval=1.0)
         upcoming = next(rows)
@@ -172,7 +171,7 @@ class Trainer:
                 self.step += 1
                 if self.step in self.kept and self.accelerator.is_main_process:
                     keep_snapshot(self.folder, self.step, self.raw)
-                self.seconds = before + time.perf_counter() - started
+                self.seconds = time.perf_counter() - started
                 bar.update()
                 if callable(progress):
                     progress(self.step)
@@ -205,6 +204,8 @@ class Trainer:
         draws = draw_augmentation(len(rows), stream("cpu", config.seed, "augment", step))
         volumes = augment(self.batches(rows[mine]), draws[:, mine], config.augment, in_place=True)
         volumes, mask, dropped = self._masked(volumes, len(rows), mine, "mask", step)
+        if isinstance(self.raw, Lejepa):
+            self.raw.redraw(stream("cpu", config.seed, "directions", step))
         if self.graphed is not None:
             loss, terms = self.graphed(volumes, mask, weight, detail=detail)
             return self._update({"loss": loss, **terms}, dropped)
@@ -212,7 +213,7 @@ class Trainer:
         slices = [slice(i * part, (i + 1) * part) for i in range(optimiser.accumulate)]
         parts = [(volumes[piece], mask.rows(piece)) for piece in slices]
         with accelerator.autocast():
-            ahead = regularise_ahead(self.raw, config.objective, parts) if isinstance(self.raw, Jepa) else None
+            ahead = regularise_ahead(self.raw, config.objective, parts)
         total: dict[str, Tensor] = {}
         for i, (piece, piece_mask) in enumerate(parts):
             with nullcontext() if i + 1 == len(parts) else accelerator.no_sync(self.model):
@@ -332,7 +333,7 @@ class Trainer:
             _, terms = compute_loss(
                 self.raw, self.config.objective, volumes, mask, spectral_weight=0.0, auxiliary=False
             )
-        return float(terms["reconstruction" if self.config.objective.mae else "prediction"])
+        return float(terms[main_term(self.config.objective)])
 
     def finish(self) -> dict[str, Any]:
         """Write metrics, model and encoder; the run store drops the checkpoints once the run is whole."""
@@ -341,9 +342,8 @@ class Trainer:
         if self.accelerator.is_main_process:
             pd.DataFrame(self.history).to_parquet(self.folder / "metrics.parquet")
             save_file(host_state(self.raw), self.folder / "model.safetensors")
-            exported = self.raw.target_encoder if isinstance(self.raw, Jepa) else self.raw.encoder
             card = model_card(self.config.objective, self.config.geometry, {**self._summary(), **self.about})
-            exported.save_pretrained(self.folder / "encoder", card=card)
+            self.raw.exported.save_pretrained(self.folder / "encoder", card=card)
             (self.folder / "encoder" / TRAINED_ON).write_text("".join(f"{key}\n" for key in self.scans))
         self.accelerator.wait_for_everyone()
         return {

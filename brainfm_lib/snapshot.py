@@ -32,7 +32,6 @@ def make_snapshot(config: PretrainConfig, trained: Path, step: int) -> Callable[
         from safetensors.torch import load_file
 
         from brainfm_lib.checkpoint import SNAPSHOTS
-        from brainfm_lib.models import Jepa
         from brainfm_lib.objectives import build_model
 
         file = trained / SNAPSHOTS / f"{step:08d}.safetensors"
@@ -41,8 +40,7 @@ def make_snapshot(config: PretrainConfig, trained: Path, step: int) -> Callable[
             raise NothingKept(f"No model was kept after step {step}: there are {kept or 'none'}.")
         model = build_model(config.objective)
         model.load_state_dict(load_file(file))
-        exported = model.target_encoder if isinstance(model, Jepa) else model.encoder
-        exported.save_pretrained(folder / "encoder")
+        model.exported.save_pretrained(folder / "encoder")
         return {"device": "cpu"}
 
     return make

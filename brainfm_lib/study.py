@@ -15,7 +15,7 @@ from brainfm_lib.config import load_profile
 from brainfm_lib.data.manifest import load_manifest
 from brainfm_lib.errors import InputError
 from brainfm_lib.identity import stable_hash, write_atomic
-from brainfm_lib.objectives import ARMS, CONTROL
+from brainfm_lib.objectives import ARMS, CONTROL, EVERY_ARM, LATER
 from brainfm_lib.runs import Run, RunConfig, ensure, find, find_whole
 from brainfm_lib.study_evaluation import JUDGED
 from brainfm_lib.study_structure import StudyStructure
@@ -72,8 +72,8 @@ class Study(StudyStructure):
         unknown = sorted(set(flat) - set(FLAT_NAMES))
         if unknown:
             raise InputError(f"There is no parameter {unknown[0]!r}: the flat names are {', '.join(FLAT_NAMES)}.")
-        if objective != "all" and objective not in (*ARMS, CONTROL):
-            raise InputError(f"There is no arm {objective!r}: choose all, {', '.join(ARMS)} or {CONTROL}.")
+        if objective != "all" and objective not in (*EVERY_ARM, CONTROL):
+            raise InputError(f"There is no arm {objective!r}: choose all, {', '.join(EVERY_ARM)} or {CONTROL}.")
         given = {FLAT_NAMES[name]: value for name, value in flat.items() if value is not None}
         self.overrides = {**(overrides or {}), **given}
         settings = load_profile(profile, self.overrides)
@@ -225,6 +225,8 @@ class Study(StudyStructure):
     def _trained_config(self, arm: str) -> RunConfig:
         config = self.profile.pretraining(arm, self.seed)
         settings = dataclasses.asdict(config)
+        for part in (part for part in LATER if settings["objective"][part] is None):
+            del settings["objective"][part]
         if config.objective.vcr is None or config.objective.vcr.gathered:
             del settings["optimiser"]["accumulate"]  # a batch's parts, like processes, then decide memory alone
         code = ("brainfm_lib.pretrain", *self._pretraining_code())

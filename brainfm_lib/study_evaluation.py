@@ -16,7 +16,7 @@ from brainfm_lib.errors import InputError
 from brainfm_lib.external import check_unchanged, make_function_features, make_import, weights_digest
 from brainfm_lib.identity import stable_hash
 from brainfm_lib.leaks import encoder_leaks, resplit_leaks, task_leaks
-from brainfm_lib.objectives import ARMS
+from brainfm_lib.objectives import ARMS, EVERY_ARM
 from brainfm_lib.probes.results import fold_rows, with_shuffled_labels
 from brainfm_lib.runs import Run, RunConfig
 from brainfm_lib.study_data import StudyData
@@ -52,7 +52,7 @@ class StudyEvaluation(StudyData, ABC):
     def own(self) -> dict[str, EncoderSettings]:
         """Encoders made elsewhere that the manifest names and whose files are given, by name."""
         named = self.manifest.available_encoders()
-        taken = sorted(set(named) & {*ARMS, CONTROL, RAW_VOXELS, NUISANCE, SHUFFLED, CNN, ORACLE})
+        taken = sorted(set(named) & {*EVERY_ARM, CONTROL, RAW_VOXELS, NUISANCE, SHUFFLED, CNN, ORACLE})
         if taken:
             raise InputError(f"{self.manifest.path.name}: the encoder {taken[0]!r} needs a name of its own.")
         return named

@@ -27,6 +27,8 @@ def refuse_untrainable(config: PretrainConfig, n_volumes: int, world: int) -> No
             "VCR needs the variance over at least two volumes: raise optimiser.batch_size, or set vcr.gathered "
             "true where the batch is split."
         )
+    if config.objective.sigreg is not None and batch_size < 2:
+        raise InputError("SIGReg needs the distribution of at least two volumes: raise optimiser.batch_size.")
     if vcr is not None and not (config.mask.shared or vcr.pooled):
         raise InputError(
             "With mask.shared false VCR would take position codes for variance: set vcr.pooled true as well."

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from brainfm_lib import causal, comparison, figures, notes, tables, verdict
 from brainfm_lib.data.geometry import Geometry
 from brainfm_lib.figures import style
-from brainfm_lib.objectives import ARMS, CONTROL
+from brainfm_lib.objectives import ARMS, CONTROL, EVERY_ARM
 from brainfm_lib.words import Words
 
 SEVERAL, MOVING = {"reconstruction_panels"}, {"cutoff_explorer", "slice_explorer"}
@@ -366,10 +366,10 @@ def test_an_arm_has_the_same_colour_everywhere(drawn: dict[str, Figure], name: s
 
 
 def test_style_knows_every_arm_and_tells_arms_apart() -> None:
-    assert {arm: style.TITLES[arm] for arm in ARMS} == {arm: row.title for arm, row in ARMS.items()}
+    assert {arm: style.TITLES[arm] for arm in EVERY_ARM} == {arm: row.title for arm, row in EVERY_ARM.items()}
     assert (comparison.CONTROL, comparison.RAW_VOXELS) == (CONTROL, "raw-voxels")
-    assert set(style.COLOURS) == set(style.MARKERS) == set(style.TITLES) == set(COMPARED)
-    assert len(set(style.COLOURS.values())) == len(COMPARED)
+    assert set(style.COLOURS) == set(style.MARKERS) == set(style.TITLES) == {*COMPARED, *EVERY_ARM}
+    assert len(set(style.COLOURS.values())) == len({*COMPARED, *EVERY_ARM})
 
 
 def test_slices_are_in_the_neurological_convention(drawn: dict[str, Figure]) -> None:

@@ -19,11 +19,12 @@ from brainfm_lib.budget import seconds_per_step
 from brainfm_lib.data.batches import batch_rows
 from brainfm_lib.data.geometry import Geometry
 from brainfm_lib.errors import InputError
+from brainfm_lib.losses.sigreg import SigregConfig
 from brainfm_lib.losses.spectral import SpectralConfig
 from brainfm_lib.losses.vcr import VcrConfig
 from brainfm_lib.masking import MaskConfig
-from brainfm_lib.models import JepaConfig, MaeConfig, VisionTransformer3d, VisionTransformerConfig
-from brainfm_lib.objectives import ARMS, objective_config
+from brainfm_lib.models import JepaConfig, LejepaConfig, MaeConfig, VisionTransformer3d, VisionTransformerConfig
+from brainfm_lib.objectives import EVERY_ARM, objective_config
 from brainfm_lib.optimiser import OptimiserConfig
 from brainfm_lib.pretrain import PretrainConfig, Trainer
 
@@ -38,6 +39,8 @@ def make_config(arm="mae", **changes) -> PretrainConfig:
         jepa=JepaConfig(24, 1, 3, ema_start=0.9),
         spectral=SpectralConfig(0.01, ramp_start=0.0, ramp_end=0.2),
         vcr=VcrConfig(),
+        lejepa=LejepaConfig(32, 16),
+        sigreg=SigregConfig(directions=24),
     )
     optimiser = OptimiserConfig(**{"lr": 1e-3, "batch_size": 4, "steps": 12, "precision": "fp32", **changes})
     return PretrainConfig(objective, Geometry(GRID, 6.0), optimiser=optimiser)
@@ -57,7 +60,7 @@ def train(folder, config, steps=None):
     return trainer, trainer.run(progress=False)
 
 
-@pytest.mark.parametrize("arm", ARMS)
+@pytest.mark.parametrize("arm", EVERY_ARM)
 def test_every_arm_trains_and_leaves_an_encoder(arm, tmp_path):
     _, provenance = train(tmp_path, make_config(arm))
     metrics = pd.read_parquet(tmp_path / "metrics.parquet")
@@ -73,10 +76,27 @@ def test_training_lowers_the_loss(tmp_path):
     assert metrics["loss"].iloc[-5:].mean() < 0.7 * metrics["loss"].iloc[:5].mean()
 
 
+def test_lejepa_brings_embeddings_together_and_keeps_them_apart(tmp_path):
+    """Two views of a volume come closer than two volumes are, and embeddings do not collapse."""
+    trainer, _ = train(tmp_path / "kept", make_config("lejepa", steps=200, batch_size=8, lr=3e-3))
+    config = make_config("lejepa", steps=200, batch_size=8, lr=3e-3)
+    without = dataclasses.replace(config, objective=dataclasses.replace(config.objective, sigreg=SigregConfig(0.0, 24)))
+    collapsed, _ = train(tmp_path / "collapsed", without)
+    spread = []
+    for one in (trainer, collapsed):
+        volumes, mask, _ = one._masked(one.batches(np.arange(10)), 10, slice(None), "test")
+        with torch.no_grad():
+            z = one.raw.eval()(volumes, mask)
+        spread.append(z.std(dim=1).mean())
+        within, between = (z[0] - z[1]).square().mean(), (z[0] - z[0].roll(1, 0)).square().mean()
+        assert within < 0.5 * between or one is collapsed
+    assert spread[0] > 0.5 and spread[0] > 5 * spread[1]
+
+
 def test_arms_see_the_same_volumes_under_the_same_masks(tmp_path):
     """What enters the loss of the first step is equal for all arms, augmentation and mask included."""
     seen = []
-    for arm in ARMS:
+    for arm in EVERY_ARM:
         trainer = Trainer(make_config(arm), make_volumes(), make_volumes(2), tmp_path, cpu=True)
         inner = trainer.raw.encoder
         inputs = []
@@ -94,7 +114,7 @@ def test_every_volume_comes_once_an_epoch_and_a_resumed_order_is_the_same():
     assert len(next(batch_rows(3, 8, seed=0))) == 8
 
 
-@pytest.mark.parametrize("arm", ["sl-mae", "vcr-jepa"])
+@pytest.mark.parametrize("arm", ["sl-mae", "vcr-jepa", "lejepa"])
 def test_killed_and_resumed_equals_undisturbed_bit_for_bit(arm, tmp_path):
     train(tmp_path / "whole", make_config(arm, steps=60))
     script = textwrap.dedent(f"""
@@ -165,7 +185,7 @@ def assert_equal_gradients(a, b):
 
 
 VARIANTS = {
-    **{arm: make_config(arm) for arm in ARMS},
+    **{arm: make_config(arm) for arm in EVERY_ARM},
     "dropped": dataclasses.replace(make_config("vcr-jepa"), mask=MaskConfig(budget=0.6)),
     "blocks": dataclasses.replace(make_config("sl-mae"), mask=MaskConfig(kind="block", shared=False, budget=0.7)),
     "replica": dataclasses.replace(make_config("vcr-jepa"), mask=MaskConfig(kind="replica")),
@@ -307,7 +327,7 @@ def test_one_process_may_train_in_two_precisions(tmp_path):
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("arm", ARMS)
+@pytest.mark.parametrize("arm", EVERY_ARM)
 def test_a_step_never_waits_for_the_device(arm, tmp_path):
     config = dataclasses.replace(make_config(arm, precision="bf16"), mask=MaskConfig(budget=0.7))
     trainer = Trainer(config, make_volumes(), make_volumes(2), tmp_path)
@@ -322,7 +342,7 @@ def test_a_step_never_waits_for_the_device(arm, tmp_path):
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("arm", ARMS)
+@pytest.mark.parametrize("arm", EVERY_ARM)
 def test_replayed_graphs_train_like_separate_launches(arm, tmp_path):
     traces = []
     for graphs in (False, True):

@@ -23,9 +23,10 @@ from brainfm_lib.analysis.spectrum import (
 from brainfm_lib.checkpoint import snapshots
 from brainfm_lib.data.augment import zscore
 from brainfm_lib.device import autocast, best_device
+from brainfm_lib.errors import InputError
 from brainfm_lib.losses.reconstruction import denormalise
 from brainfm_lib.masking import Mask, foreground_tokens, partition_masks
-from brainfm_lib.models import Jepa, MaskedAutoencoder
+from brainfm_lib.models import Jepa, Lejepa, MaskedAutoencoder
 from brainfm_lib.pretrain import PretrainConfig, initial_model
 from brainfm_lib.streams import stream
 from brainfm_lib.tokens import gather, mosaic, patch_grid, patchify, scatter, unpatchify
@@ -57,6 +58,8 @@ def _load(config: PretrainConfig, file: Path) -> MaskedAutoencoder | Jepa:
     from safetensors.torch import load_file
 
     model = initial_model(config)
+    if isinstance(model, Lejepa):
+        raise InputError("LeJEPA predicts nothing that is hidden: there is no reconstruction to look at.")
     model.load_state_dict(load_file(file))
     return model.eval()
 

@@ -25,6 +25,7 @@ COLOURS = {
     "sl-mae": "#56B4E9",
     "jepa": "#D55E00",
     "vcr-jepa": "#E69F00",
+    "lejepa": "#009E73",
 }
 MARKERS = {
     "label-shuffle": "v",
@@ -36,6 +37,7 @@ MARKERS = {
     "sl-mae": "D",
     "jepa": "o",
     "vcr-jepa": "D",
+    "lejepa": "^",
 }
 TITLES = {
     "label-shuffle": "labels shuffled",
@@ -47,6 +49,7 @@ TITLES = {
     "sl-mae": "SL-MAE",
     "jepa": "JEPA",
     "vcr-jepa": "VCR-JEPA",
+    "lejepa": "LeJEPA",
 }
 TARGET = "#000000"
 OTHERS = ("#009E73", "#CC79A7", "#F0E442", "#0072B2", "#D55E00", "#56B4E9")

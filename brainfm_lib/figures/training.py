@@ -45,11 +45,12 @@ def heldout_curves(metrics: Mapping[str, pd.DataFrame]) -> Figure:
     """The main term on subjects that no arm is trained on; arms with the same term share a panel.
 
     Args:
-        metrics: Arm -> table with the columns volumes, heldout and reconstruction or prediction.
+        metrics: Arm -> table with the columns volumes, heldout and reconstruction, prediction or invariance.
     """
     families = {
         "reconstruction": "held-out reconstruction loss\n(½ z-score²)",
         "prediction": "held-out prediction loss\n(mean |Δ latent|)",
+        "invariance": "held-out distance of two views\n(mean squared, of embeddings)",
     }
     shown = [f for f in families if any(f in m and "heldout" in m for m in metrics.values())]
     if not shown:

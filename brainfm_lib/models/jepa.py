@@ -63,6 +63,11 @@ class Jepa(nn.Module):
         dim = encoder.config.embed_dim
         self.predictor = TokenFiller(dim, config.predictor_dim, config.predictor_depth, config.predictor_heads, dim)
 
+    @property
+    def exported(self) -> VisionTransformer3d:
+        """The encoder that is kept."""
+        return self.target_encoder
+
     @torch.no_grad()
     def targets(self, volumes: Tensor, mask: Mask | None = None) -> Tensor:
         """Latents to predict: target encoder on all tokens (but those dropped), layer-normed over features.

@@ -70,6 +70,11 @@ class MaskedAutoencoder(nn.Module):
             size.embed_dim, config.decoder_dim, config.decoder_depth, config.decoder_heads, size.patch_size**3
         )
 
+    @property
+    def exported(self) -> VisionTransformer3d:
+        """The encoder that is kept."""
+        return self.encoder
+
     def forward(self, volumes: Tensor, mask: Mask) -> Tensor:
         """Volumes (B, 1, D, H, W) -> predicted patches (B, H, P³) at ``mask.hidden``."""
         grid = patch_grid(volumes.shape, self.encoder.config.patch_size)

@@ -7,6 +7,7 @@ import torch
 from brainfm_lib.losses import spectral
 from brainfm_lib.losses.prediction import prediction_loss
 from brainfm_lib.losses.reconstruction import denormalise, reconstruction_loss
+from brainfm_lib.losses.sigreg import draw_directions, sigreg_loss
 from brainfm_lib.losses.spectral import SpectralConfig, half_spectrum_weights, spectral_loss, standardise
 from brainfm_lib.losses.vcr import covariance_loss, variance_loss
 
@@ -221,3 +222,40 @@ def test_the_compiled_spectral_loss_is_the_same(monkeypatch):
         found.append((loss, torch.autograd.grad(loss, volumes)[0]))
     for one, other in zip(*found):
         torch.testing.assert_close(one, other)
+
+
+def slow_sigreg(z, directions):
+    """N ∫ |φ(t) - exp(-t²/2)|² exp(-t²/2) dt along each direction, over both halves of the axis."""
+    knots = np.linspace(-3, 3, 33)
+    values = []
+    for u in directions.T:
+        x = z @ u
+        distance = [abs(np.mean([np.exp(1j * t * value) for value in x]) - np.exp(-(t**2) / 2)) ** 2 for t in knots]
+        values.append(len(z) * np.trapezoid(distance * np.exp(-(knots**2) / 2), knots))
+    return np.mean(values)
+
+
+def test_sigreg_against_loops():
+    generator = torch.Generator().manual_seed(0)
+    for n, dim, count in ((2, 3, 1), (7, 5, 6)):
+        z = 1.7 * torch.randn(n, dim, generator=generator, dtype=torch.float64) + 0.3
+        directions = draw_directions(dim, count, generator).double()
+        torch.testing.assert_close(directions.norm(dim=0), torch.ones(count).double(), atol=1e-6, rtol=0)
+        expected = slow_sigreg(z.numpy(), directions.numpy())
+        assert float(sigreg_loss(z, directions)) == pytest.approx(expected, rel=1e-8)
+        assert float(sigreg_loss(z.float(), directions)) == pytest.approx(expected, rel=1e-5)
+        leaf = z.clone().requires_grad_()
+        assert torch.autograd.gradcheck(lambda x, d=directions: sigreg_loss(x, d), leaf)
+
+
+def test_sigreg_tells_collapse_shift_and_scale_from_a_normal_distribution():
+    generator = torch.Generator().manual_seed(1)
+    normal, directions = torch.randn(512, 8, generator=generator), draw_directions(8, 64, generator)
+    good = sigreg_loss(normal, directions)
+    for bad in (torch.zeros(512, 8), normal + 1, 2 * normal, normal / 2, normal[:, :1].expand(-1, 8)):
+        assert sigreg_loss(bad, directions) > 10 * good
+    with pytest.raises(ValueError, match="at least two volumes"):
+        sigreg_loss(normal[:1], directions)
+    constant = torch.zeros(4, 8, requires_grad=True)
+    sigreg_loss(constant, directions).backward()
+    assert torch.isfinite(constant.grad).all()

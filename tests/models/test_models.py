@@ -14,8 +14,9 @@ from brainfm_lib.losses.spectral import SpectralConfig
 from brainfm_lib.losses.vcr import VcrConfig
 from brainfm_lib.masking import Mask, MaskConfig, random_mask
 from brainfm_lib.models import Jepa, JepaConfig, MaeConfig, MaskedAutoencoder, VisionTransformer3d
+from brainfm_lib.models.lejepa import second_view
 from brainfm_lib.models.vit import VisionTransformerConfig, compile_blocks, recompute_activations, sincos_positions
-from brainfm_lib.objectives import ARMS, build_model, compute_loss, objective_config
+from brainfm_lib.objectives import ARMS, EVERY_ARM, build_model, compute_loss, objective_config
 from brainfm_lib.tokens import gather, mosaic, patchify, scatter, unpatchify
 
 SHAPE, PATCH, GRID, N = (16, 32, 24), 8, (2, 4, 3), 24
@@ -192,12 +193,38 @@ def test_jepa_targets_carry_no_gradient_and_follow_the_student():
 
 def test_arms_start_from_the_same_encoder_and_differ_in_their_losses():
     weights = []
-    for arm in ARMS:
+    for arm in EVERY_ARM:
         torch.manual_seed(7)
         weights.append(build_model(configs(arm)).encoder.embed.weight)
     assert all(torch.equal(weights[0], w) for w in weights)
     assert configs("mae").spectral is None and configs("sl-mae").spectral is not None
     assert configs("jepa").vcr is None and configs("vcr-jepa").vcr is not None
+
+
+@pytest.mark.parametrize("ratio", [0.75, 0.3])
+@pytest.mark.parametrize("shared", [True, False])
+def test_the_views_of_lejepa_share_no_token_and_are_as_large_as_each_other(ratio, shared):
+    masks = MaskConfig(ratio=ratio, shared=shared)
+    mask = masks.draw(3, (6, 8, 5), torch.Generator().manual_seed(0), torch.device("cpu"))
+    other = second_view(mask)
+    for row in range(3):
+        visible, hidden, picked = ({*index[row].tolist()} for index in (mask.visible, mask.hidden, other))
+        assert picked <= hidden and not picked & visible
+        assert len(picked) == other.shape[1] == min(len(visible), len(hidden))
+    assert (other.stride(0) == 0) == shared
+    gaps = mask.hidden[0].tolist()
+    places = torch.tensor([gaps.index(token) for token in other[0].tolist()])
+    assert places.diff().min() >= len(gaps) // len(places) and places.diff().max() <= len(gaps) // len(places) + 1
+
+    model = build_model(configs("lejepa"))
+    entered: list[torch.Tensor] = []
+    model.encoder.embed.register_forward_hook(lambda _m, inputs, _o: entered.append(inputs[0].detach()))
+    marked = torch.randn(3, 240, PATCH**3)
+    marked[:, :, 0] = torch.arange(240, dtype=torch.float32) + 1000
+    z = model(unpatchify(marked, (6, 8, 5), PATCH), mask)
+    assert z.shape == (2, 3, model.config.projector_dim) and model.exported is model.encoder
+    for tokens, view in zip(entered, (mask.visible, other), strict=True):
+        assert torch.equal(tokens[:, :, 0].long() - 1000, view)
 
 
 def test_save_and_load_give_the_same_encoder(encoder, tmp_path):
