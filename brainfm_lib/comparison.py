@@ -12,7 +12,7 @@ from brainfm_lib import stats
 from brainfm_lib.analysis.covariance import debiased_cka
 from brainfm_lib.config import LIVE
 from brainfm_lib.errors import InputError
-from brainfm_lib.objectives import ARMS
+from brainfm_lib.objectives import EVERY_ARM
 from brainfm_lib.verdict import CNN, CONTROL, KINDS, METRIC, NUISANCE, RAW_VOXELS, REGULARISED, SHUFFLED
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ def trained_arms(study: Study) -> tuple[str, ...]:
 
 def predicting_arms(study: Study) -> tuple[str, ...]:
     """Those of them that predict what is hidden: patches, or latents that patches can be read off."""
-    return tuple(arm for arm in trained_arms(study) if arm in ARMS)
+    return tuple(arm for arm in trained_arms(study) if EVERY_ARM[arm].family in ("mae", "jepa"))
 
 
 def encoders(study: Study) -> tuple[str, ...]:

@@ -72,12 +72,9 @@ def study_note(study: Study) -> Words:
 
 def skipped_note(study: Study) -> Words:
     """Tasks that cannot be run because their cohort is absent."""
-    skipped = study.manifest.skipped_tasks()
-    if not skipped:
-        return Words("Every task of the manifest has its data present.")
-    return Words(
-        "Left out, because their data are absent: " + "; ".join(f"`{t}` ({why})" for t, why in skipped.items()) + "."
-    )
+    skipped = "; ".join(f"`{task}` ({why})" for task, why in study.manifest.skipped_tasks().items())
+    whole = "Every task of the manifest has its data present."
+    return Words(f"Left out, because their data are absent: {skipped}." if skipped else whole)
 
 
 def heldout_note(metrics: Mapping[str, pd.DataFrame]) -> Words:
@@ -91,8 +88,11 @@ def heldout_note(metrics: Mapping[str, pd.DataFrame]) -> Words:
             end = "and is at its lowest at the end" if last <= best else f"and was lowest at {best:.3f} before the end"
             lines.append(f"{title(arm)} {moved} ({first:.3f} to {last:.3f}) {end}")
     note = "The first value is taken in the course of training, not before it."
-    jepa = "A JEPA's target moves with its encoder: its loss can rise while it learns, and fall while it collapses."
-    return Words(f"Held-out loss: {'; '.join(lines)}. {note} {jepa}" if lines else "No held-out loss was recorded.")
+    jepa = " A JEPA's target moves with its encoder: its loss can rise while it learns, and fall while it collapses."
+    lejepa = " Two views are closest where LeJEPA collapses: SIGReg tells that, not this loss."
+    for term, caveat in (("prediction", jepa), ("invariance", lejepa)):
+        note += caveat if any(term in table for table in metrics.values()) else ""
+    return Words(f"Held-out loss: {'; '.join(lines)}. {note}" if lines else "No held-out loss was recorded.")
 
 
 def live_note(live: Mapping[str, Run]) -> Words:
@@ -229,8 +229,8 @@ def trials_note(trials: pd.DataFrame, arms: Sequence[str]) -> Words:
     """How the learning rates of `arms` were chosen, and whether each has the best of those tried."""
     if any((trials["arm"] == arm).sum() < 2 for arm in arms) or not arms:
         return Words(
-            "Learning rates were not tried here: `brainfm tune` pretrains every arm with the profile's `trial_lrs` and "
-            "judges each on validation subjects."
+            "Learning rates were not tried here: `brainfm tune` pretrains every compared arm with the profile's "
+            "`trial_lrs` and judges each on validation subjects; of another arm it prints what it finds."
         )
     best = trials.sort_values("validation").groupby("arm").tail(1)
     worse = [title(arm) for arm in trials["arm"].unique() if not best[best["arm"] == arm]["chosen"].any()]

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from IPython.display import Markdown
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
@@ -14,7 +15,10 @@ from matplotlib.figure import Figure
 from brainfm_lib import causal, comparison, figures, notes, tables, verdict
 from brainfm_lib.data.geometry import Geometry
 from brainfm_lib.figures import style
-from brainfm_lib.objectives import ARMS, CONTROL, EVERY_ARM
+from brainfm_lib.figures.training import TERMS
+from brainfm_lib.masking import random_mask
+from brainfm_lib.objectives import ARMS, CONTROL, EVERY_ARM, build_model, compute_loss, main_term
+from brainfm_lib.study import Study
 from brainfm_lib.words import Words
 
 SEVERAL, MOVING = {"reconstruction_panels"}, {"cutoff_explorer", "slice_explorer"}
@@ -363,6 +367,19 @@ def test_an_arm_has_the_same_colour_everywhere(drawn: dict[str, Figure], name: s
     colours = {style.title(arm): style.colour(arm) for arm in COMPARED}
     lines = [line for axis in drawn[name].axes for line in axis.lines if line.get_label() in colours]
     assert lines and all(to_hex(line.get_color()) == colours[line.get_label()].lower() for line in lines)
+
+
+@pytest.mark.parametrize("arm", EVERY_ARM)
+def test_every_term_of_a_loss_has_its_curve(arm: str) -> None:
+    config = Study("tiny", progress=False).profile.pretraining(arm, 0).objective
+    volumes = torch.randn(2, 1, 32, 32, 32)
+    mask = random_mask(1, 64, 0.75).expand(2)
+    _, terms = compute_loss(build_model(config), config, volumes, mask, spectral_weight=1.0)
+    assert set(terms) <= set(TERMS) and main_term(config) in terms
+    table = pd.DataFrame({"volumes": [2.0, 4.0]} | {name: [2.0, 1.0] for name in terms})
+    assert {axis.get_ylabel() for axis in figures.loss_curves({arm: table}).axes} >= {TERMS[name] for name in terms}
+    note = notes.heldout_note({arm: table.assign(heldout=[2.0, 1.0])}).data
+    assert ("JEPA's target" in note) == ("prediction" in terms) and ("collapses: SIGReg" in note) == (arm == "lejepa")
 
 
 def test_style_knows_every_arm_and_tells_arms_apart() -> None:

@@ -37,7 +37,7 @@ def test_an_encoders_flops_are_those_that_run():
     assert compute.encoder_flops(config, tokens) == found + attention
 
 
-@pytest.mark.parametrize("arm", ["mae", "jepa"])
+@pytest.mark.parametrize("arm", ["mae", "jepa", "lejepa"])
 def test_a_steps_flops_are_about_those_that_run(arm):
     """Attention aside, and the embedding's gradient to voxels, which nobody needs and the formula counts."""
     study = Study("tiny", progress=False)
@@ -46,6 +46,8 @@ def test_a_steps_flops_are_about_those_that_run(arm):
     tokens, model = int(np.prod(grid)), build_model(objective)
     mask = config.mask.draw(2, grid, torch.Generator().manual_seed(0), torch.device("cpu"))
     volumes = torch.randn(2, 1, *config.geometry.grid)
+    if arm == "lejepa":
+        model.redraw(torch.Generator())
 
     def step():
         compute_loss(model, objective, volumes, mask, spectral_weight=0.0)[0].backward()

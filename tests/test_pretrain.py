@@ -227,6 +227,11 @@ def test_per_process_statistics_depend_on_the_split_as_the_authors_do(tmp_path):
         )
 
 
+def test_sigreg_refuses_a_batch_of_one(tmp_path):
+    with pytest.raises(InputError, match="SIGReg needs the distribution of at least two volumes"):
+        train(tmp_path, make_config("lejepa", batch_size=1))
+
+
 def test_a_loss_that_is_not_finite_stops_with_a_sentence(tmp_path):
     config = make_config(steps=40)
     trainer = Trainer(config, make_volumes(), make_volumes(2), tmp_path, cpu=True)
@@ -315,6 +320,10 @@ def test_the_encoder_comes_with_a_model_card(tmp_path):
     train(tmp_path, make_config("sl-mae"))
     card = (tmp_path / "encoder" / "README.md").read_text()
     for fact in ("SL-MAE", "16 × 24 × 32 voxels of 6 mm", "12 steps of 4 volumes, seed 0", "high_pass 0.3", "0.1.0"):
+        assert fact in card
+    train(tmp_path / "other", make_config("lejepa"))
+    card = (tmp_path / "other" / "encoder" / "README.md").read_text()
+    for fact in ("pretrained with LeJEPA", "projector_dim 16", "directions 24"):
         assert fact in card
 
 

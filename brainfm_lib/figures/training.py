@@ -13,6 +13,8 @@ TERMS = {
     "spectral": "spectral loss\n(Δ log magnitude)²",
     "variance": "variance loss\n(latent units)",
     "covariance": "covariance loss\n(latent units²)",
+    "invariance": "invariance loss\n(mean (Δ view)² / 4)",
+    "sigreg": "SIGReg\n(Epps–Pulley statistic)",
     "gradient_ratio": "spectral ÷ reconstruction\ngradient norm (ratio)",
 }
 UNTRAINED = "No arm that is shown here was trained."
@@ -50,7 +52,7 @@ def heldout_curves(metrics: Mapping[str, pd.DataFrame]) -> Figure:
     families = {
         "reconstruction": "held-out reconstruction loss\n(½ z-score²)",
         "prediction": "held-out prediction loss\n(mean |Δ latent|)",
-        "invariance": "held-out distance of two views\n(mean squared, of embeddings)",
+        "invariance": "held-out invariance loss\n(mean (Δ view)² / 4)",
     }
     shown = [f for f in families if any(f in m and "heldout" in m for m in metrics.values())]
     if not shown:

@@ -43,8 +43,8 @@ def sigreg_loss(z: Tensor, directions: Tensor, *, gathered: bool = False) -> Ten
         gathered: The batch is that of all processes, B each, as for `vcr.variance_loss`.
 
     Returns:
-        Scalar, at least float32: the mean over directions u of ``N ∫ |φ(t) - exp(-t²/2)|² exp(-t²/2) dt``, φ being the
-        empirical characteristic function of the N projections ``z·u``.
+        Scalar, at least float32: the mean over directions u of ``N ∫ |φ(t) - exp(-t²/2)|² exp(-t²/2) dt`` for t from -3
+        to 3, φ being the empirical characteristic function of the N projections ``z·u``.
 
     Raises:
         ValueError: A batch of one has no distribution.

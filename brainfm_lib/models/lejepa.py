@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from brainfm_lib.device import send
 from brainfm_lib.losses.sigreg import draw_directions
 from brainfm_lib.masking import Mask
 from brainfm_lib.models.vit import VisionTransformer3d, init_weights
@@ -73,4 +74,4 @@ class Lejepa(nn.Module):
     def redraw(self, generator: torch.Generator) -> None:
         """New directions, in place; `generator` on the host, so that all devices and processes look the same way."""
         dim, count = self.directions.shape
-        self.directions.copy_(draw_directions(dim, count, generator))
+        self.directions.copy_(send(draw_directions(dim, count, generator), self.directions.device))
