@@ -7,14 +7,13 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from brainfm_lib import causal
+from brainfm_lib import causal, verdict
 from brainfm_lib.comparison import PREDICTORS, came_along
 from brainfm_lib.config import SHIPPED
 from brainfm_lib.figures.style import title
 from brainfm_lib.matching import unmatched
 from brainfm_lib.structure import ordering
-from brainfm_lib.tables.style import DECIDED
-from brainfm_lib.verdict import CNN, CONTROL, NUISANCE, RAW_VOXELS, REGULARISED, SHUFFLED, TRANSDUCTIVE, rule, verdicts
+from brainfm_lib.verdict import CNN, CONTROL, DECIDED, NUISANCE, RAW_VOXELS, REGULARISED, SHUFFLED, TRANSDUCTIVE
 from brainfm_lib.words import Words
 
 if TYPE_CHECKING:
@@ -35,7 +34,7 @@ def headline(results: pd.DataFrame, differences: pd.DataFrame) -> Words:
         differences: From `brainfm_lib.comparison.paired_differences`.
     """
     table = pd.concat([results, differences], ignore_index=True) if len(differences) else results
-    parts = [*verdicts(table).values(), rule(table)] if len(table) else ["Nothing was probed."]
+    parts = [*verdict.verdicts(table).values(), verdict.rule(table)] if len(table) else ["Nothing was probed."]
     return Words("\n\n".join(parts))
 
 

@@ -8,10 +8,11 @@ import numpy as np
 import pandas as pd
 
 from brainfm_lib import stats
-from brainfm_lib.comparison import CONTROLS, compared
+from brainfm_lib.comparison import CONTROLS, compare, compared
 from brainfm_lib.errors import InputError
 from brainfm_lib.probes.resplits import TEST
-from brainfm_lib.verdict import CONTROL, RAW_VOXELS, REGULARISED
+from brainfm_lib.verdict import CONTROL, DECIDED, KINDS, RAW_VOXELS, REGULARISED
+from brainfm_lib.words import Words
 
 if TYPE_CHECKING:
     from brainfm_lib.study import Study
@@ -87,3 +88,65 @@ def over_splits(study: Study, repeats: pd.DataFrame) -> pd.DataFrame:
     p = family.transform(stats.holm) if rows else pd.Series(dtype=float)
     tests = family.transform("count").clip(lower=1) if rows else 1
     return table.assign(p_holm=p, detectable=stats.detectable_difference(table["low"], table["high"], tests))
+
+
+def replicated(study: Study, differences: pd.DataFrame) -> pd.DataFrame:
+    """Differences between linear probes that the study's own seed decides, under every pretraining seed that is there.
+
+    Args:
+        study: Whose seed they are decided under.
+        differences: From `comparison.paired_differences`.
+
+    Returns:
+        task, arm, baseline, seed, estimate, low, high, the study's own seed first; the untrained encoder is that of the
+        other seed where somebody has judged it, else the study's own. Empty where no other seed was judged.
+    """
+    rows: list[dict[str, object]] = []
+    decided = differences[(differences["protocol"] == KINDS["probe"]) & (differences["p_holm"] < DECIDED)]
+    for _, row in decided.iterrows():
+        names = {name: row[name] for name in ("task", "arm", "baseline")}
+        found = []
+        for seed in (seed for seed in range(SEEDS) if seed != study.seed):
+            pair = [f"probe:{row[name]}:{row['task']}" for name in ("arm", "baseline")]
+            one, other = (study.optional(f"{request}@seed={seed}") for request in pair)
+            if other is None and row["baseline"] in CONTROLS:
+                other = study.used.get(pair[1])
+            if one is not None and other is not None:
+                there = vars(compare(one, other, draws=study.profile.evaluation.bootstrap_draws))
+                found.append({**names, "seed": seed, **{name: there[name] for name in ("estimate", "low", "high")}})
+        if found:
+            rows += [{**names, "seed": study.seed, **row[["estimate", "low", "high"]]}, *found]
+    return pd.DataFrame(rows, columns=["task", "arm", "baseline", "seed", "estimate", "low", "high"])
+
+
+def replicated_note(study: Study, differences: pd.DataFrame, table: pd.DataFrame) -> Words:
+    """How many of the differences that one seed decides others bear out.
+
+    Args:
+        study: As for `replicated`.
+        differences: From `comparison.paired_differences`.
+        table: What `replicated` made of them.
+    """
+    decided = int(((differences["protocol"] == KINDS["probe"]) & (differences["p_holm"] < DECIDED)).sum())
+    if not decided:
+        return Words("No difference between linear probes is decided here, so there is none to look for again.")
+    if table.empty:
+        return Words(
+            f"{decided} differences are decided by one pretraining seed, {study.seed}: none was judged under another, "
+            "so they are those of single encoders, and may be the luck of a seed."
+        )
+    others = table[table["seed"] != study.seed].copy()
+    own = table[table["seed"] == study.seed].set_index(["task", "arm", "baseline"])["estimate"]
+    keys = pd.MultiIndex.from_frame(others[["task", "arm", "baseline"]])
+    sign = np.sign(own.reindex(keys).to_numpy())
+    others["same"] = np.sign(others["estimate"]) == sign
+    others["clear"] = others["same"] & ((others["low"] > 0) | (others["high"] < 0))
+    every = others.groupby(["task", "arm", "baseline"])[["same", "clear"]].all()
+    seeds = ", ".join(map(str, sorted(others["seed"].unique())))
+    return Words(
+        f"Of {decided} differences that seed {study.seed} decides, {len(every)} were looked for again with encoders of "
+        f"seed{'s' * (others['seed'].nunique() > 1)} {seeds}, on the same test subjects: "
+        f"{int(every['same'].sum())} have the same sign each time, and {int(every['clear'].sum())} an interval that "
+        "excludes zero each time. A difference that does not come back is one between two encoders, not between two "
+        "ways to train them."
+    )

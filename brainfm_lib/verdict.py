@@ -19,6 +19,7 @@ PROTOCOLS = {
     "fine-tune": "short fine-tuning",
 }
 METRIC = "auroc"
+DECIDED = 0.05  # an adjusted p below it decides a comparison
 TRANSDUCTIVE = "**Transductive**: encoders may have been pretrained on subjects that tasks are tested on."
 
 
@@ -125,7 +126,7 @@ def _paired_verdict(paired: pd.DataFrame, arm: str, task: str, baseline: str) ->
         return None
     row = paired[chosen].iloc[0]
     if pd.notna(row["p_holm"]):
-        return (1 if row["estimate"] > 0 else -1) if row["p_holm"] < 0.05 else 0
+        return (1 if row["estimate"] > 0 else -1) if row["p_holm"] < DECIDED else 0
     return int(row["low"] > 0) - int(row["high"] < 0)
 
 

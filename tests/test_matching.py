@@ -125,6 +125,30 @@ def test_the_rates_of_quick_were_chosen_by_trials_that_ship_with_the_project():
     assert study.results()["arm"].eq("mae").all()  # other rates are no rows of the comparison
 
 
+def test_what_one_seed_decides_is_looked_for_under_the_others(study):
+    study.tasks = ("ad",)
+    for request in ("probe:mae:ad", "probe:random-init:ad", "probe:raw-voxels:ad"):
+        study.run(request)
+    found = comparison.paired_differences(study)
+    assert len(found) == 2
+    assert "none to look for" in repetition.replicated_note(study, found.assign(p_holm=1.0), found.iloc[:0]).data
+    decided = found.assign(p_holm=[0.01, 1.0])
+    assert repetition.replicated(study, decided).empty
+    assert "luck of a seed" in repetition.replicated_note(study, decided, repetition.replicated(study, decided)).data
+    other = study.variant("", "seed=1").run("probe:mae:ad")
+    again = repetition.replicated(study, decided)
+    assert list(again["seed"]) == [0, 1] and set(again["baseline"]) == {"random-init"}
+    there = comparison.compare(other, study.run("probe:random-init:ad"), draws=study.profile.evaluation.bootstrap_draws)
+    assert again["estimate"].tolist() == pytest.approx([found["estimate"].iloc[0], there.estimate])
+    shown = tables.replicated_table(again, {}).iloc[0]
+    assert shown["seed 1"].startswith(f"{there.estimate:+.2f}") and shown["difference"] == "MAE − untrained"
+    for low, high, same, clear in ((0.1, 0.2, 1, 1), (-0.1, 0.2, 1, 0), (-0.2, -0.1, 0, 0)):
+        told = again.assign(estimate=[0.1, (low + high) / 2], low=[0.05, low], high=[0.2, high])
+        said = repetition.replicated_note(study, decided, told).data
+        assert "1 were looked for again with encoders of seed 1," in said
+        assert f"{same} have the same sign" in said and f"{clear} an interval" in said
+
+
 def test_seeds_and_splits_are_read_when_present(study):
     study.tasks = ("ad",)
     assert repetition.repeated(study).empty and repetition.variance_table(repetition.repeated(study)).empty

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 import pandas as pd
 
 from brainfm_lib.figures.style import TITLES, title
-from brainfm_lib.tables.style import DECIDED, p_text, percent
+from brainfm_lib.tables.style import p_text, percent
+from brainfm_lib.verdict import DECIDED
 
 SCRATCH = {"random-init": "from scratch"}  # what fine-tuning an untrained encoder is called
 
@@ -151,6 +152,22 @@ def variance_table(spread: pd.DataFrame, titles: Mapping[str, str]) -> pd.DataFr
     names = {"seed": "sd, seed", "split": "sd, split", "rest": "sd, rest", "subjects": "sd, subjects (part of split)"}
     table = spread.assign(task=spread["task"].map(lambda task: titles.get(task, task)), arm=spread["arm"].map(title))
     return table[["task", "arm", "seeds", "splits", "auroc", *names]].rename(columns={"auroc": "AUROC", **names})
+
+
+def replicated_table(replicated: pd.DataFrame, titles: Mapping[str, str]) -> pd.DataFrame:
+    """Comparisons that are decided down, pretraining seeds across; each cell a difference and its 95 % interval.
+
+    Args:
+        replicated: From `brainfm_lib.repetition.replicated`.
+        titles: Task -> its name.
+    """
+    rows: dict[tuple[str, str], dict[str, str]] = {}
+    for _, r in replicated.iterrows():
+        pair = titles.get(r["task"], r["task"]), f"{title(r['arm'])} − {title(r['baseline'])}"
+        said = f"{r['estimate']:+.2f}<br><small>[{r['low']:+.2f}, {r['high']:+.2f}]</small>"
+        rows.setdefault(pair, {})[f"seed {r['seed']}"] = said
+    table = [{"task": task, "difference": pair, **cells} for (task, pair), cells in rows.items()]
+    return pd.DataFrame(table, columns=None if table else ["task", "difference"]).fillna("–")
 
 
 def _name(arm: str, scratch: bool) -> str:

@@ -16,9 +16,6 @@ if TYPE_CHECKING:
     from brainfm_lib.study import Study
 
 
-DECIDED = 0.05  # an adjusted p below it decides a comparison
-
-
 def show(table: pd.DataFrame, caption: str = "", *, digits: int = 3) -> Styler:
     """The table without its index, numbers rounded, under a caption; the same HTML for the same content.
 
