@@ -182,8 +182,8 @@ def test_on_two_cores_arms_are_trained_side_by_side(tmp_path, manifest, monkeypa
     state.mkdir(parents=True)
     part = planning.Part("tiny", 1, 12, 16, 30, 96, {"rendering": 1.0, "training": 1.0, "judging": 1.0})
     asked = planning.asked_for(cpu=True, manifest=manifest, profiles=("tiny",))
-    rates = {"tiny": {"mae": 4.0, "sl-mae": 3.0, "jepa": 2.0, "vcr-jepa": 1.0}}
-    planning.save(planning.Plan(MINUTES, asked, "cpu", False, (part,), rates), state / "plan.json")
+    rates = {"rendered": 10.0, "judged": 100.0, "probes": 1.0, "mae": 4.0, "sl-mae": 3.0, "jepa": 2.0, "vcr-jepa": 1.0}
+    planning.save(planning.Plan(MINUTES, asked, "cpu", False, (part,), {"tiny": rates}), state / "plan.json")
     lines = work.make_reference(tmp_path / "made", MINUTES, cpu=True, manifest=manifest, profiles=("tiny",))
     while "trained; so far" not in next(lines):
         pass
