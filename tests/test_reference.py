@@ -97,7 +97,7 @@ def test_killed_in_the_middle_it_goes_on_and_its_results_ship(tmp_path, manifest
     part = planning.load(folder / "state" / "plan.json").parts[0]
     study = Study("tiny", manifest, overrides=part.overrides, progress=False)
     step = snapshot_steps(study.profile.optimiser.steps)[1]
-    wanted = ["pretrain:jepa", "probe:mae:ad", "latents:vcr-jepa", "knn:sl-mae:ad"]
+    wanted = ["pretrain:jepa", "probe:mae:ad", "latents:vcr-jepa", "knn:sl-mae:ad", "bands:raw-voxels:ad"]
     if "no learning curve" not in again.stdout:  # time is left for it unless the machine is busy
         wanted.append(f"probe:mae:ad@step={step}")
     if "no fine-tuning" not in again.stdout:

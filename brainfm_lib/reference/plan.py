@@ -36,6 +36,7 @@ PROBES = 5.0  # times a linear probe of noise, all that is fitted to the feature
 SNAPSHOTS = 4  # of an encoder in training, judged as well
 CONTROLS = 3.0  # times the judging of a seed's arms, that of controls (raw voxels take long) and the analyses
 JUDGED_SUBJECTS = 3000  # of each cohort that tasks are asked of, at most, unless the profile asks for more
+LOOKED_INTO = 15.0  # times the reading of an encoder's features, what looking into a task's scans band by band takes
 TUNED = 0.5  # of the rate at which MAE is pretrained, whole volumes are fine-tuned on
 JUDGING_SHARE = 0.2  # of the budget, at most, for judging the first seed, if there are more than `FEW` subjects
 FEW = 60  # subjects of each cohort, that are judged in any case
@@ -318,13 +319,15 @@ class Costs:
         fitted = self.study.profile.subjects.downstream or part.judged  # subjects of the probe of noise
         probing = len(self.study.tasks) * PROBES * max(part.judged / fitted, 1) / self.rates["probes"] / self.cores
         judging = len(ARMS) * (scans / self.rates["judged"] + probing)
+        of_tasks = sum(self._spec(self.study.cohort_of(task), "scans_per_subject", 1) for task in self.study.tasks)
+        looking = LOOKED_INTO * part.judged * of_tasks / self.rates["judged"]
         profile = self.study.profile
         volumes = profile.finetune.epochs * part.judged * len(profile.evaluation.finetune_tasks)
         tuning = (len(ARMS) + 1) * volumes / (TUNED * self.rates["mae"])
         seconds = {
             "rendering": (self.trained_scans * part.subjects + scans) / self.rates["rendered"],
             "training": part.seeds * part.volumes * self.seconds_a_volume,
-            "judging": (part.seeds + CONTROLS + SNAPSHOTS) * judging + tuning + STARTING,
+            "judging": (part.seeds + CONTROLS + SNAPSHOTS) * judging + looking + tuning + STARTING,
         }
         return {what: round(value, 1) for what, value in seconds.items()}
 

@@ -154,7 +154,7 @@ def _make_part(
                 with clock.piece(f"judge {part.profile} {seed}", encoders=len(arms)):
                     yield from judge(study, arms, pool, clock)
                 own = [f"{kind}:{arm}" for kind in ANALYSES for arm in (*arms, comparison.CONTROL) if not seed]
-                own += [] if seed else tuned(study, arms)
+                own += [] if seed else [*tuned(study, arms), *looked_into(study)]
                 shipped |= made_of(study, [*requests(study, arms), *own])
 
 
@@ -225,6 +225,8 @@ def judge(study: Study, arms: Sequence[str], pool: ProcessPoolExecutor, clock: C
         if said:
             yield f"{study.profile_name}: seed {study.seed}: {asked[done]}: {said}"
     if not study.seed:
+        for request in looked_into(study):
+            study.run(request)
         if clock.left < LAST * clock.budget:
             yield f"{study.profile_name}: no fine-tuning: {clock.left:.0f} s are left"
             return
@@ -232,6 +234,11 @@ def judge(study: Study, arms: Sequence[str], pool: ProcessPoolExecutor, clock: C
         make_together(study, [[request] for request in wanted])
         for request in wanted:
             yield f"{study.profile_name}: seed {study.seed}: {request}: {_area(study.run(request))}"
+
+
+def looked_into(study: Study) -> list[str]:
+    """Where the labels of tasks lie: what raw voxels say of them, band by band."""
+    return [f"bands:{RAW_VOXELS}:{task}" for task in study.tasks]
 
 
 def tuned(study: Study, arms: Sequence[str]) -> list[str]:
