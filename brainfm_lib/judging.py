@@ -65,7 +65,7 @@ def judge(study: Study, protocol: str, tasks: Sequence[str] | None = None, table
                         yield f"{task:<16} {arm:<14} left out: {error}"
                         continue
                     found.append(run.table("results").assign(**names, volumes=volumes, run=run.id))
-                    yield f"{task:<16} {arm:<14} after {volumes:>9,} volumes {_area(run)}  {run.id}"
+                    yield f"{task:<16} {arm:<14} after {volumes:>9,} volumes {area(run)}  {run.id}"
                 continue
             try:
                 run = study.run(f"{kind}:{arm}:{task}")
@@ -85,7 +85,7 @@ def judge(study: Study, protocol: str, tasks: Sequence[str] | None = None, table
                 said = ", ".join(f"{n}: {group.mean():.3f}" for n, group in draws.groupby("shots")["auroc"])
                 yield f"{task:<16} {arm:<14} AUROC by subjects a class {said}  {run.id}"
             else:
-                yield f"{task:<16} {arm:<14} {_area(run)}  {run.id}"
+                yield f"{task:<16} {arm:<14} {area(run)}  {run.id}"
     if table is not None:
         rows = pd.concat(found, ignore_index=True) if found else study.results(folds=True)
         with write_atomic(table) as temporary:
@@ -131,7 +131,14 @@ def to_be_made(study: Study, protocol: str, arm: str, tasks: Sequence[str] | Non
     if study.optional(f"pretrain:{arm}") is not None:
         return False
     kind, named = KINDS.get(protocol, "probe"), tasks or study.tasks
-    return protocol == "curve" or any(study.optional(f"{kind}:{arm}:{task}") is None for task in named)
+    return protocol == "curve" or any(_is_missing(study, f"{kind}:{arm}:{task}") for task in named)
+
+
+def _is_missing(study: Study, request: str) -> bool:
+    try:
+        return study.optional(request) is None
+    except InputError:  # will be left out, or refused by name
+        return False
 
 
 def asked_of(study: Study, protocol: str) -> tuple[str, ...]:
@@ -162,14 +169,15 @@ def compare_runs(names: Sequence[str]) -> Iterator[str]:
     for run in runs[1:]:
         if not _scans(run).equals(first):
             raise InputError(f"{run.id} and {runs[0].id} held out different scans or labels: they cannot be paired.")
-    yield f"{runs[0].id:<28} {_area(runs[0])}"
+    yield f"{runs[0].id:<28} {area(runs[0])}"
     for run in runs[1:]:
         d = compare(run, runs[0])
         difference = f"difference {d.estimate:+.3f} [{d.low:+.3f}, {d.high:+.3f}], p = {d.p:.4f}"
-        yield f"{run.id:<28} {_area(run)}  {difference}"
+        yield f"{run.id:<28} {area(run)}  {difference}"
 
 
-def _area(run: Run) -> str:
+def area(run: Run) -> str:
+    """AUROC and its interval, as a line of the terminal says it."""
     row = run.table("results").set_index("metric").loc[METRIC]
     return f"AUROC {row['estimate']:.3f} [{row['low']:.3f}, {row['high']:.3f}]"
 

@@ -1,6 +1,6 @@
 """The table of arms: which model, which losses, which weights. One line an arm; everything else is shared."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -149,23 +149,28 @@ def regularise_ahead(
     if isinstance(model, Lejepa) and config.sigreg is not None:
         with torch.no_grad():
             embedded = [model(volumes, mask).float() for volumes, mask in parts]
-        together = torch.cat(embedded, dim=1).requires_grad_()
-        with torch.enable_grad(), torch.autocast(together.device.type, enabled=False):
-            value, terms = _sketched(together, model.directions, config.sigreg)
-            gradient = torch.autograd.grad(value, together)[0] * len(parts)
-        shares = gradient.split([piece.shape[1] for piece in embedded], dim=1)
-        return [Ahead(value.detach(), terms, share) for share in shares]
+        sigreg, directions = config.sigreg, model.directions
+        value, terms, shares = _shared_out(embedded, 1, lambda z: _sketched(z, directions, sigreg))
+        return [Ahead(value, terms, share) for share in shares]
     if not isinstance(model, Jepa) or config.vcr is None or not config.vcr.gathered:
         return None
     with torch.no_grad():
         contexts = [model.encoder(volumes, mask.visible).float() for volumes, mask in parts]
         targets = [model.targets(volumes, mask) for volumes, mask in parts]
-    context = torch.cat(contexts).requires_grad_()
-    with torch.enable_grad(), torch.autocast(context.device.type, enabled=False):  # its backward pass in float32 too
-        value, terms = _regularisation(context, torch.cat(targets), config.vcr)
-        gradient = torch.autograd.grad(value, context)[0] * len(parts)
-    pieces = gradient.split([len(piece) for piece in contexts])
-    return [Ahead(value.detach(), terms, *pair) for pair in zip(pieces, targets, strict=True)]
+    vcr, target = config.vcr, torch.cat(targets)
+    value, terms, shares = _shared_out(contexts, 0, lambda context: _regularisation(context, target, vcr))
+    return [Ahead(value, terms, *pair) for pair in zip(shares, targets, strict=True)]
+
+
+def _shared_out(
+    parts: Sequence[Tensor], axis: int, loss: Callable[[Tensor], tuple[Tensor, dict[str, Tensor]]]
+) -> tuple[Tensor, dict[str, Tensor], Sequence[Tensor]]:
+    """Loss of all parts along `axis`, its terms, and each part's share of its gradient, times their number."""
+    whole = torch.cat(list(parts), dim=axis).requires_grad_()
+    with torch.enable_grad(), torch.autocast(whole.device.type, enabled=False):  # its backward pass in float32 too
+        value, terms = loss(whole)
+        gradient = torch.autograd.grad(value, whole)[0] * len(parts)
+    return value.detach(), terms, gradient.split([part.shape[axis] for part in parts], dim=axis)
 
 
 def compute_loss(

@@ -111,7 +111,7 @@ def replicated(study: Study, differences: pd.DataFrame) -> pd.DataFrame:
             one, other = (study.optional(f"{request}@seed={seed}") for request in pair)
             if other is None and row["baseline"] in CONTROLS:
                 other = study.used.get(pair[1])
-            if one is not None and other is not None:
+            if one is not None and other is not None and one.id != row["run"]:  # what came along knows no seed
                 there = vars(compare(one, other, draws=study.profile.evaluation.bootstrap_draws))
                 found.append({**names, "seed": seed, **{name: there[name] for name in ("estimate", "low", "high")}})
         if found:

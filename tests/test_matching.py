@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from brainfm_lib import comparison, compute, matching, notes, repetition, tables
 from brainfm_lib.errors import InputError
-from brainfm_lib.judging import judge
+from brainfm_lib.judging import judge, to_be_made
 from brainfm_lib.models import VisionTransformer3d
 from brainfm_lib.models.baselines import small_resnet
 from brainfm_lib.objectives import ARMS, build_model, compute_loss
@@ -125,6 +125,12 @@ def test_the_rates_of_quick_were_chosen_by_trials_that_ship_with_the_project():
     assert study.results()["arm"].eq("mae").all()  # other rates are no rows of the comparison
 
 
+@pytest.mark.parametrize("below", [0, 10**6])
+def test_what_will_be_pretrained_is_said_of_tasks_that_a_protocol_leaves_out_too(below):
+    study = Study("tiny", overrides={"evaluation.cross_validate_below": below}, progress=False)
+    assert to_be_made(study, "linear", "mae") and to_be_made(study, "splits", "mae") == (below == 0)
+
+
 def test_what_one_seed_decides_is_looked_for_under_the_others(study):
     study.tasks = ("ad",)
     for request in ("probe:mae:ad", "probe:random-init:ad", "probe:raw-voxels:ad"):
@@ -142,6 +148,8 @@ def test_what_one_seed_decides_is_looked_for_under_the_others(study):
     assert again["estimate"].tolist() == pytest.approx([found["estimate"].iloc[0], there.estimate])
     shown = tables.replicated_table(again, {}).iloc[0]
     assert shown["seed 1"].startswith(f"{there.estimate:+.2f}") and shown["difference"] == "MAE − untrained"
+    came_along = decided.assign(run=other.id)  # as an encoder that is the same under every seed
+    assert repetition.replicated(study, came_along).empty
     for low, high, same, clear in ((0.1, 0.2, 1, 1), (-0.1, 0.2, 1, 0), (-0.2, -0.1, 0, 0)):
         told = again.assign(estimate=[0.1, (low + high) / 2], low=[0.05, low], high=[0.2, high])
         said = repetition.replicated_note(study, decided, told).data

@@ -17,6 +17,7 @@ from brainfm_lib.checkpoint import snapshot_steps
 from brainfm_lib.data.phantom.bank import PhantomBank
 from brainfm_lib.device import best_device
 from brainfm_lib.errors import InputError
+from brainfm_lib.judging import area
 from brainfm_lib.processes import bound_cores, end_with_parent, given_up_on_error
 from brainfm_lib.reference import plan as planning
 from brainfm_lib.reference.collect import collect
@@ -233,7 +234,7 @@ def judge(study: Study, arms: Sequence[str], pool: ProcessPoolExecutor, clock: C
         wanted = tuned(study, arms)
         make_together(study, [[request] for request in wanted])
         for request in wanted:
-            yield f"{study.profile_name}: seed {study.seed}: {request}: {_area(study.run(request))}"
+            yield f"{study.profile_name}: seed {study.seed}: {request}: {area(study.run(request))}"
 
 
 def looked_into(study: Study) -> list[str]:
@@ -246,11 +247,6 @@ def tuned(study: Study, arms: Sequence[str]) -> list[str]:
     return [
         f"finetune:{arm}:{task}" for task in comparison.finetune_tasks(study) for arm in (comparison.CONTROL, *arms)
     ]
-
-
-def _area(run: Run) -> str:
-    row = run.table("results").set_index("metric").loc["auroc"]
-    return f"AUROC {row['estimate']:.3f} [{row['low']:.3f}, {row['high']:.3f}]"
 
 
 def _waves(study: Study, arms: Sequence[str]) -> Iterator[tuple[str, Sequence[str]]]:
@@ -287,4 +283,4 @@ def _begin(parent: int, profile: str, manifest: Any, overrides: dict[str, Any]) 
 def _answer(seed: int, request: str) -> str:
     assert _study is not None
     run = _study.variant("", f"seed={seed}").run(request)
-    return "" if run.kind != "probe" or "@" in request else _area(run)
+    return "" if run.kind != "probe" or "@" in request else area(run)
