@@ -30,6 +30,13 @@ AXE = Path(sys.prefix) / "node_modules" / "axe-core" / "axe.min.js"  # `make tes
 needs_axe = pytest.mark.skipif(not AXE.is_file(), reason="no axe-core: `make test` installs it where there is npm")
 
 
+GONE = ("Inspected target navigated or closed", "Cannot find context", "Execution context was destroyed")
+
+
+class Navigated(Exception):
+    """The document that was asked went away, because the page went on to another one."""
+
+
 class Browser:
     """One tab. `errors` and `requests` gather what the page said and what it fetched since `open`.
 
@@ -83,6 +90,8 @@ class Browser:
         while True:
             answer = json.loads(self._socket.recv())
             if answer.get("id") == self._next:
+                if any(reason in str(answer.get("error")) for reason in GONE):
+                    raise Navigated(answer)
                 assert "error" not in answer, answer
                 return answer.get("result", {})
             self._note(answer)
@@ -96,14 +105,20 @@ class Browser:
         self.evaluate("window.MathJax && MathJax.startup ? MathJax.startup.promise.then(() => true) : true")
 
     def visit(self, address: str) -> None:
-        """Load an address and wait until its document is complete."""
+        """Load an address and wait until its document is complete; of a page that only points on, the page it means."""
         self.errors, self.requests = [], []
         self.send("Page.navigate", url=address)
-        self.wait_for("document.readyState === 'complete'")
+        self.wait_for("document.readyState === 'complete' && !document.querySelector('meta[http-equiv=refresh i]')")
 
     def wait_for(self, condition: str, seconds: float = 20) -> None:
+        """Ask until it holds; a document that goes away under the question is asked again, as the next one."""
         end = time.monotonic() + seconds
-        while not self.evaluate(condition):
+        while True:
+            try:
+                if self.evaluate(condition):
+                    return
+            except Navigated:
+                pass
             assert time.monotonic() < end, f"never became true: {condition}"
             time.sleep(0.1)
 
