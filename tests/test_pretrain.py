@@ -90,7 +90,7 @@ def test_lejepa_brings_embeddings_together_and_keeps_them_apart(tmp_path):
         spread.append(z.std(dim=1).mean())
         within, between = (z[0] - z[1]).square().mean(), (z[0] - z[0].roll(1, 0)).square().mean()
         assert within < 0.5 * between or one is collapsed
-    assert spread[0] > 0.5 and spread[0] > 5 * spread[1]
+    assert spread[0] > 0.3 and spread[0] > 5 * spread[1]
 
 
 def test_arms_see_the_same_volumes_under_the_same_masks(tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import ModuleType
 
 import torch
 from torch import Tensor
@@ -14,8 +15,6 @@ from brainfm_lib.data.resampling import inverse_affine, resampled
 from brainfm_lib.data.storage import FLOOR
 from brainfm_lib.device import send
 from brainfm_lib.errors import InputError
-
-CACHED = 2**20  # voxels that a CPU's cache holds: so many are worked on at once
 
 
 @dataclass(frozen=True)
@@ -78,43 +77,85 @@ def augment(volumes: Tensor, draws: Tensor, config: AugmentConfig, *, in_place: 
         (B, 1, D, H, W) float32, background 0, foreground in [0.001, 1].
     """
     out = volumes.to(torch.float32, copy=not in_place)
-    if out.device.type != "cpu":
-        return _augmented(out, draws, config)
-    at_once = max(CACHED // out[0].numel(), 1)
-    for i, part in enumerate(out.split(at_once)):
-        made = _augmented(part, draws[:, i * at_once : (i + 1) * at_once], config)
-        if made is not part:
-            part.copy_(made)
-    return out
+    if config.orientation > 0 and len(set(out.shape[2:])) > 1:
+        raise InputError(f"augment.orientation needs a cubic grid, not {tuple(out.shape[2:])}: set it to 0.")
+    changes = Changes.drawn(draws, config)
+    if out.device.type == "cpu" and (compiled := _compiled()):
+        out = out.contiguous()
+        compiled.change_all(out[:, 0].numpy(), **{name: part.numpy() for name, part in vars(changes).items()})
+        return out
+    return changed(out, changes)
 
 
-def _augmented(volumes: Tensor, draws: Tensor, config: AugmentConfig) -> Tensor:
-    """As `augment`; what changes voxels keeps the foreground, in its range."""
-    signed = (2 * draws[2:7] - 1).float()
-    space, value = draws[0], draws[1]
-    inverse = inverse_affine(signed[:3] * math.radians(config.max_angle), 1 + config.max_scale * signed[3])
-    volumes = _where(space < config.affine, _moved, volumes, inverse)
-    flip = (space >= config.affine) & (space < config.affine + config.flip)
-    volumes = _where(flip, lambda part: part.flip(2), volumes)
-    if config.orientation > 0:
-        if len(set(volumes.shape[2:])) > 1:
-            raise InputError(f"augment.orientation needs a cubic grid, not {tuple(volumes.shape[2:])}: set it to 0.")
-        turn = (3 * draws[9] / config.orientation).floor()
-        volumes = _where(turn == 1, lambda part: part.permute(0, 1, 3, 4, 2).contiguous(), volumes)
-        volumes = _where(turn == 2, lambda part: part.permute(0, 1, 4, 2, 3).contiguous(), volumes)
+@dataclass(frozen=True)
+class Changes:
+    """What is done to each volume of a batch: arrays with a row a volume, on the host.
 
-    gamma, noisy, blurred = config.gamma, config.gamma + config.noise, config.gamma + config.noise + config.blur
-    exponent = (1 + config.max_gamma * signed[4]).view(-1, 1, 1, 1, 1)
-    volumes = _where(value < gamma, _curved, volumes, exponent)
-    seeds = (draws[8] * 2**52).long()
-    volumes = _where(
-        (value >= gamma) & (value < noisy),
-        lambda part, seed: _foreground(part, part + _noise(part, seed, config.noise_std)),
-        volumes,
-        seeds,
-    )
-    sigma = (config.max_blur * draws[7].clamp_min(0.05)).float()
-    return _where((value >= noisy) & (value < blurred), _blurred, volumes, sigma)
+    Args:
+        space: (B,) 0 nothing, 1 moved by `inverse`, 2 flipped left to right.
+        inverse: (B, 3, 3) float32, see `inverse_affine`.
+        turn: (B,) places by which the axes change cyclically: 0, 1 or 2.
+        value: (B,) 0 nothing, 1 a gamma curve, 2 noise, 3 blur.
+        amount: (B,) float32, exponent of the curve; deviation of the noise; deviation of the blur, voxels.
+        seed: (B,) int32, of the noise.
+    """
+
+    space: Tensor
+    inverse: Tensor
+    turn: Tensor
+    value: Tensor
+    amount: Tensor
+    seed: Tensor
+
+    @classmethod
+    def drawn(cls, draws: Tensor, config: AugmentConfig) -> Changes:
+        """Draws (10, B) of `draw_augmentation` as what they mean."""
+        signed = (2 * draws[2:7] - 1).float()
+        space = _picked(draws[0], config.affine, config.flip)
+        value = _picked(draws[1], config.gamma, config.noise, config.blur)
+        exponent = 1 + config.max_gamma * signed[4]
+        blur = (config.max_blur * draws[7].clamp_min(0.05)).float()
+        turn = (3 * draws[9] / config.orientation).floor() if config.orientation > 0 else torch.zeros_like(draws[9])
+        return cls(
+            space=space,
+            inverse=inverse_affine(signed[:3] * math.radians(config.max_angle), 1 + config.max_scale * signed[3]),
+            turn=torch.where(turn < 3, turn, 0).long(),
+            value=value,
+            amount=torch.stack([exponent, exponent, torch.full_like(exponent, config.noise_std), blur])
+            .gather(0, value[None])
+            .squeeze(0),
+            seed=(draws[8] * 2**31).int(),
+        )
+
+
+def _picked(draw: Tensor, *shares: float) -> Tensor:
+    """Which of several exclusive things a uniform draw picks, counted from 1; 0 where none."""
+    ends = torch.tensor(shares, dtype=draw.dtype).cumsum(0)
+    picked = torch.bucketize(draw, ends, right=True) + 1
+    return torch.where(picked > len(shares), 0, picked)
+
+
+def _compiled() -> ModuleType | None:
+    """The loops for a CPU, where what compiles them is installed."""
+    try:
+        from brainfm_lib.data import kernels
+    except ModuleNotFoundError as error:
+        if error.name != "numba":
+            raise
+        return None
+    return kernels
+
+
+def changed(volumes: Tensor, changes: Changes) -> Tensor:
+    """A batch (B, 1, D, H, W), float32, as `changes` say, in tensor operations; the batch itself may be overwritten."""
+    volumes = _where(changes.space == 1, _moved, volumes, changes.inverse)
+    volumes = _where(changes.space == 2, lambda part: part.flip(2), volumes)
+    volumes = _where(changes.turn == 1, lambda part: part.permute(0, 1, 3, 4, 2).contiguous(), volumes)
+    volumes = _where(changes.turn == 2, lambda part: part.permute(0, 1, 4, 2, 3).contiguous(), volumes)
+    amount = changes.amount.view(-1, 1, 1, 1, 1)
+    volumes = _where(changes.value == 1, _curved, volumes, amount)
+    volumes = _where(changes.value == 2, _noisy, volumes, amount, changes.seed)
+    return _where(changes.value == 3, _blurred, volumes, amount)
 
 
 def zscore(volumes: Tensor) -> Tensor:
@@ -160,20 +201,15 @@ def _curved(volumes: Tensor, exponents: Tensor) -> Tensor:
     return _foreground(volumes, volumes.clamp_min(FLOOR).log_().mul_(exponents).exp_())
 
 
-def _noise(volumes: Tensor, seeds: Tensor, deviation: float) -> Tensor:
-    """Noise of the shape of the volumes, to each from its seed (B,): a generator on a CPU, a hash elsewhere."""
-    if volumes.device.type != "cpu":
-        index = torch.arange(volumes[0].numel(), dtype=torch.int32, device=volumes.device)
-        return deviation * white_noise((seeds % 2**31).int(), index).view(volumes.shape)
-    noise = torch.empty_like(volumes)
-    for row, seed in zip(noise, seeds.tolist(), strict=True):
-        row.normal_(0, deviation, generator=torch.Generator().manual_seed(seed))
-    return noise
+def _noisy(volumes: Tensor, deviation: Tensor, seeds: Tensor) -> Tensor:
+    """Noise to each volume from its seed (B,); deviation (B, 1, 1, 1, 1)."""
+    index = torch.arange(volumes[0].numel(), dtype=torch.int32, device=volumes.device)
+    return _foreground(volumes, volumes + deviation * white_noise(seeds, index).view(volumes.shape))
 
 
 def _blurred(volumes: Tensor, sigma: Tensor) -> Tensor:
-    """Separable three-tap Gaussian blur, 0 outside; sigma (B,) voxels."""
-    side = torch.exp(-0.5 / sigma**2).view(-1, 1, 1, 1, 1)
+    """Separable three-tap Gaussian blur, 0 outside; sigma (B, 1, 1, 1, 1) voxels."""
+    side = torch.exp(-0.5 / sigma**2)
     centre, before = 1 / (1 + 2 * side), volumes
     for axis in (2, 3, 4):
         n = volumes.shape[axis] - 1

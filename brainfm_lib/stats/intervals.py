@@ -52,7 +52,7 @@ def auroc_interval(
     t-interval of the log odds of the AUROC, which is nearer to symmetric than the area, with the degrees of freedom of
     `units.freedom`: percentiles are too narrow for areas near 1. Where a class has fewer than 15 subjects, or all
     resamples agree (as for classes that are perfectly apart), it is Newcombe's, see `units.newcombe`.
-    `benchmarks/coverage.py` shows what that holds.
+    `benchmarks/interval_coverage.py` shows what that holds.
 
     Args:
         labels: (n,) classes 0…C-1 of the scans.

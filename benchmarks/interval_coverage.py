@@ -1,6 +1,6 @@
 """Whether intervals cover and tests hold their size, over thousands of simulated studies whose truth is known.
 
-    python benchmarks/coverage.py > benchmarks/coverage.md
+    python benchmarks/interval_coverage.py > benchmarks/interval_coverage.md
 
 Each study has subjects with several correlated scans (intraclass correlation 0.5) and Gaussian scores, so that the
 AUROC over subjects is known in closed form. Intervals are nominally 95 %; tests are done at 5 % where there is no
@@ -104,7 +104,8 @@ def main() -> None:
     parser.add_argument("--studies", type=int, default=2000)
     studies, started = parser.parse_args().studies, time.perf_counter()
     print(
-        f"# Coverage and size over {studies:,} simulated studies\n\nMade by `benchmarks/coverage.py`, which says how.\n"
+        f"# Coverage and size over {studies:,} simulated studies\n\n"
+        "Made by `benchmarks/interval_coverage.py`, which says how.\n"
     )
     print(
         "| subjects | cases | scans each | AUROC | folds | 95 % intervals that hold it |\n" + "|---:" * 6 + "|",
