@@ -6,21 +6,18 @@ takes, which is several times faster on a CPU. A volume's result depends on its 
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+import threading
 from typing import Any
 
 import numba
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from brainfm_lib.data.storage import FLOOR
+from brainfm_lib.loops import FINITE, Number, in_threads, kept_on_disk
 
 Volume = npt.NDArray[np.float32]
-Number = Any  # within compiled loops, of the type that its operations give it
 
 BITS = 30  # of the fraction of a place
 LEAST, MOST, NOTHING = np.float32(FLOOR), np.float32(1), np.float32(0)
@@ -29,32 +26,20 @@ LOG2 = np.float32(math.log(2))
 A3, A5, A7, A9 = (np.float32(2 / n) for n in (3, 5, 7, 9))
 E2, E3, E4, E5, E6 = (np.float32(1 / math.factorial(n)) for n in (2, 3, 4, 5, 6))
 
-OPTIONS: Any = {"nogil": True, "error_model": "numpy", "fastmath": {"contract", "nsz", "nnan", "ninf"}}
-SIGNATURE = "void(f4[:, :, ::1], f4[:, :, ::1], i8, f4[:, ::1], i8, i8, f4, i8)"
-compiled = numba.njit(**OPTIONS)
-
-
-def kept_on_disk(function: Callable[..., Any]) -> Any:
-    """Compile now, with what it calls; the next process reads what came of it, if a folder can be written."""
-    try:
-        return numba.njit(SIGNATURE, cache=True, **OPTIONS)(function)
-    except (RuntimeError, OSError):
-        return numba.njit(SIGNATURE, **OPTIONS)(function)
+compiled = numba.njit(**FINITE)
 
 
 def change_all(volumes: Volume, threads: int | None = None, **arguments: npt.NDArray[Any]) -> None:
     """Augment volumes (B, D, H, W) in place; arguments as of `change`, each with a row a volume."""
-    rows = itertools.count()
+    own = threading.local()
     ordered = [arguments[name] for name in ("space", "inverse", "turn", "value", "amount", "seed")]
 
-    def work(_: int) -> None:
-        spare = np.zeros([n + 3 for n in volumes.shape[1:]], np.float32)
-        while (row := next(rows)) < len(volumes):
-            change(volumes[row], spare, *(argument[row] for argument in ordered))
+    def work(row: int) -> None:
+        if not hasattr(own, "spare"):
+            own.spare = np.zeros([n + 3 for n in volumes.shape[1:]], np.float32)
+        change(volumes[row], own.spare, *(argument[row] for argument in ordered))
 
-    threads = min(threads or torch.get_num_threads(), len(volumes))
-    with ThreadPoolExecutor(threads) as pool:
-        list(pool.map(work, range(threads)))
+    in_threads(work, len(volumes), threads)
 
 
 @compiled
@@ -255,7 +240,7 @@ def part(place: Number) -> Number:
     return np.float32(np.int32(place & (2**BITS - 1))) * np.float32(2.0**-BITS)
 
 
-@kept_on_disk
+@kept_on_disk("void(f4[:, :, ::1], f4[:, :, ::1], i8, f4[:, ::1], i8, i8, f4, i8)", FINITE)
 def change(
     volume: Volume,
     spare: Volume,

@@ -193,6 +193,13 @@ def compile_spectral_loss() -> None:
         _fused = torch.compile(log_magnitude_error, dynamic=False)
 
 
+def _deviation(volumes: Tensor) -> Tensor:
+    """(B, 1, 1, 1, 1) unbiased, of volumes (B, 1, D, H, W): on a CPU several times as fast as `torch.std`."""
+    flat = volumes.flatten(1)
+    norms = torch.linalg.vector_norm(flat - flat.mean(dim=1, keepdim=True), dim=1)
+    return (norms / (flat.shape[1] - 1) ** 0.5).view(-1, 1, 1, 1, 1)
+
+
 class _LogMagnitude(torch.autograd.Function):
     """Mode ``logmag``, its gradient in closed form.
 
@@ -205,8 +212,7 @@ class _LogMagnitude(torch.autograd.Function):
         axes = (-3, -2, -1)
         scales, spectra = [], []
         for v in (a, b):
-            std = v.std(dim=(1, 2, 3, 4), keepdim=True)
-            scales.append(1 / (std + EPSILON))
+            scales.append(1 / (_deviation(v) + EPSILON))
             spectrum = torch.view_as_real(torch.fft.rfftn(v, dim=axes))
             spectrum[..., 0, 0, 0, :] = 0
             spectra.append(spectrum)
