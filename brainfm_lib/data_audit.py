@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from brainfm_lib.data.audit import confounding, covariates, divided_subjects, label_conflicts, torn_pairs
+from brainfm_lib.data.audit import divided_subjects, label_conflicts, torn_pairs
 from brainfm_lib.data.quality import RULES
 
 if TYPE_CHECKING:
@@ -63,9 +63,7 @@ def confounding_table(study: Study) -> pd.DataFrame:
     """For each task the AUROC that each covariate reaches alone, with its 95 % interval; sorted from the highest."""
     rows = []
     for task in study.tasks:
-        table = study.task_table(task)
-        volumes = study.volumes(study.manifest.tasks[task].cohort)
-        found = confounding(table, covariates(volumes, table["row"].to_numpy()))
+        found = study.run(f"confounding:{task}").table("covariates")
         for row in found.sort_values("auroc", ascending=False, kind="stable").itertuples():
             above = "yes" if row.low > 0.5 else "no"
             rows.append((task, row.covariate, row.values, row.auroc, f"{row.low:.3f} to {row.high:.3f}", above))

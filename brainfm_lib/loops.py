@@ -11,7 +11,7 @@ import numba
 import torch
 
 OPTIONS: Any = {"nogil": True, "error_model": "numpy"}
-FINITE: Any = OPTIONS | {"fastmath": {"contract", "nsz", "nnan", "ninf"}}  # where nothing infinite or undefined comes in
+FINITE: Any = OPTIONS | {"fastmath": {"contract", "nsz", "nnan", "ninf"}}  # for finite values
 Number = Any  # within compiled loops, of the type that its operations give it
 
 

@@ -174,6 +174,20 @@ class StudyEvaluation(StudyData, ABC):
             self._digests[name] = weights_digest(self.own[name], self.manifest)
         return self._digests[name]
 
+    def _confounding_config(self, task: str) -> RunConfig:
+        cohort = self.cohort(self.cohort_of(task))
+        settings = {
+            "labels": self._task_settings(task)["labels"],
+            "geometry": dataclasses.asdict(self.profile.geometry),
+        }
+        code = ("brainfm_lib.data.audit", *cohort.code)
+        return RunConfig("confounding", settings, {"scans": cohort.digest}, code=code)
+
+    def _confounding_make(self, task: str) -> Callable[[Path], Any]:
+        from brainfm_lib.data.audit import make_confounding
+
+        return make_confounding(lambda: self.volumes(self.cohort_of(task)), self.task_table(task))
+
     def _task_settings(self, task: str) -> dict[str, Any]:
         table = self.task_table(task)
         division = "split" if "split" in table else "fold"

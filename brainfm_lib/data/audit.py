@@ -132,6 +132,22 @@ def covariates(volumes: Volumes, rows: Sequence[int] | np.ndarray) -> pd.DataFra
     return chosen[list(present.values())].set_axis(list(present), axis=1)
 
 
+def make_confounding(volumes: Callable[[], Volumes], table: pd.DataFrame) -> Callable[[Path], dict[str, Any]]:
+    """What `runs.ensure` calls: `confounding` of a task, ``covariates.parquet``.
+
+    Args:
+        volumes: Of the task's cohort.
+        table: As for `confounding`, with `row`, the scan's row in the volumes.
+    """
+
+    def make(folder: Path) -> dict[str, Any]:
+        found = confounding(table, covariates(volumes(), table["row"].to_numpy()))
+        found.to_parquet(folder / "covariates.parquet")
+        return {}
+
+    return make
+
+
 def make_nuisance(volumes: Callable[[], Volumes]) -> Callable[[Path], dict[str, Any]]:
     """What `runs.ensure` calls: all covariates of a cohort's scans as one matrix of features, ``covariates.npy``."""
 

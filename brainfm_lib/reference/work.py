@@ -238,8 +238,8 @@ def judge(study: Study, arms: Sequence[str], pool: ProcessPoolExecutor, clock: C
 
 
 def looked_into(study: Study) -> list[str]:
-    """Where the labels of tasks lie: what raw voxels say of them, band by band."""
-    return [f"bands:{RAW_VOXELS}:{task}" for task in study.tasks]
+    """Where the labels of tasks lie: what raw voxels say of them, band by band, and what covariates say alone."""
+    return [f"{kind}:{task}" for task in study.tasks for kind in (f"bands:{RAW_VOXELS}", "confounding")]
 
 
 def tuned(study: Study, arms: Sequence[str]) -> list[str]:
