@@ -30,7 +30,7 @@ from brainfm_lib.paths import project_root, runs_dir, shipped_dir
 PROVENANCE = "provenance.json"
 # How results are filed says nothing about what they are: changing these modules makes no run stale.
 PLUMBING = tuple(f"brainfm_lib.{name}" for name in ("runs", "paths", "errors", "identity", "integrity"))
-PACKAGES = ("torch", "numpy", "scipy", "scikit-learn", "pandas", "accelerate", "nibabel", "nilearn")
+PACKAGES = ("torch", "numpy", "scipy", "scikit-learn", "pandas", "accelerate", "numba", "nibabel", "nilearn")
 
 
 @dataclass(frozen=True)
