@@ -183,7 +183,7 @@ def made_of(study: Study, wanted: Sequence[str]) -> dict[str, Run]:
         if request.startswith(("reconstruction", "progress")) and request.endswith(comparison.CONTROL):
             continue
         run = study.optional(request)
-        if run is not None and not run.shipped and comparison.NUISANCE not in request:
+        if run is not None and not run.shipped:
             found[run.id] = run
     return found
 
