@@ -98,6 +98,7 @@ def test_killed_in_the_middle_it_goes_on_and_its_results_ship(tmp_path, manifest
     study = Study("tiny", manifest, overrides=part.overrides, progress=False)
     step = snapshot_steps(study.profile.optimiser.steps)[1]
     wanted = ["pretrain:jepa", "probe:mae:ad", "latents:vcr-jepa", "knn:sl-mae:ad", "bands:raw-voxels:ad"]
+    wanted += ["confounding:ad", "probe:nuisance:ad"]
     if "no learning curve" not in again.stdout:  # time is left for it unless the machine is busy
         wanted.append(f"probe:mae:ad@step={step}")
     if "no fine-tuning" not in again.stdout:
@@ -165,6 +166,14 @@ def read_the_page(root, manifest, study):
     manifest.write_text(manifest.read_text().replace("seed: 1", "seed: 7"))  # nothing is found, and said
     report.make(page, given, root)
     assert "Nothing was probed" in page.beside(".ipynb").read_text()
+
+
+def test_what_the_default_report_asks_of_whole_cohorts_ships():
+    """Or a reader waits until thousands of phantoms are rendered again."""
+    study = Study("shipped", progress=False)
+    for request in [*work.requests(study, tuple(ARMS)), *work.looked_into(study), *work.tuned(study, tuple(ARMS))]:
+        run = study.optional(request)
+        assert run is not None and run.shipped, request
 
 
 def test_on_two_cores_arms_are_trained_side_by_side(tmp_path, manifest, monkeypatch):
