@@ -10,15 +10,14 @@ from typing import Any
 import numba
 import torch
 
-OPTIONS: Any = {"nogil": True, "error_model": "numpy"}
-FINITE: Any = OPTIONS | {"fastmath": {"contract", "nsz", "nnan", "ninf"}}  # for finite values
 Number = Any  # within compiled loops, of the type that its operations give it
 
 
 def kept_on_disk(signature: str, options: Any) -> Callable[[Callable[..., Any]], Any]:
     """Compile at once, with what is called; the next process reads what came of it, if a folder can be written.
 
-    What is called stands in the same file, whose date tells numba whether what it kept is still true.
+    Whether that is still true numba tells by the content of the file in which the function stands: what it calls, and
+    the constants and options that go into it, must stand there too.
     """
 
     def compile(function: Callable[..., Any]) -> Any:
@@ -38,6 +37,6 @@ def in_threads(work: Callable[[int], object], count: int, threads: int | None = 
         while (number := next(numbers)) < count:
             work(number)
 
-    threads = min(threads or torch.get_num_threads(), count)
+    threads = max(min(threads or torch.get_num_threads(), count), 1)
     with ThreadPoolExecutor(threads) as pool:
         list(pool.map(take, range(threads)))

@@ -4,11 +4,13 @@ import json
 import shutil
 
 import numpy as np
+import pandas as pd
 import pytest
 import yaml
 from scipy.ndimage import gaussian_filter
 
 from brainfm_lib import data_audit
+from brainfm_lib.data.audit import confounding, covariates
 from brainfm_lib.errors import InputError
 from brainfm_lib.study import Study
 from brainfm_lib.tables import runs_table
@@ -138,13 +140,51 @@ def test_of_phantoms_only_those_are_rendered_that_are_read(tmp_path, monkeypatch
 
 
 @pytest.mark.parametrize(
-    "kind", ["probe", "knn", "fewshot", "resplit", "attentive", "finetune", "bands", "components", "truth"]
+    "kind",
+    ["probe", "knn", "fewshot", "resplit", "attentive", "finetune", "bands", "components", "truth", "confounding"],
 )
 def test_another_manifest_s_task_is_no_task_of_this_one(open_study, kind):
     """A page that was made from one manifest asks this of the next one, to see that it is out of date."""
-    request = f"{kind}:unknown" if kind == "truth" else f"{kind}:mae:unknown"
+    request = f"{kind}:unknown" if kind in ("truth", "confounding") else f"{kind}:mae:unknown"
     with pytest.raises(InputError):
         open_study().identify(request)
+
+
+def test_what_covariates_tell_is_kept_and_what_they_are_decides(open_study, tmp_path):
+    study = open_study()
+    table = study.task_table("ad")
+    expected = confounding(table, covariates(study.volumes("test"), table["row"]))
+    shown = data_audit.confounding_table(study)
+    assert len(shown) > 3 and set(shown["covariate"]) == set(expected["covariate"])
+    for row in expected.itertuples():
+        (auroc,) = shown["AUROC alone"][shown["covariate"] == row.covariate]
+        assert auroc == pytest.approx(row.auroc)
+    (run,) = (tmp_path / "runs").glob("confounding-*")
+    before = (run / "covariates.parquet").read_bytes()
+    assert not [uid for uid in table["scan_uid"] if uid.encode() in before]
+    assert study.identify("confounding:ad") == run.name != open_study(seeds=(1, 3)).identify("confounding:ad")
+
+
+@pytest.mark.parametrize("column", ["age", "site"])
+def test_another_value_of_a_covariate_is_another_confounding(tmp_path, column):
+    rows = pd.DataFrame(
+        {
+            "path": [save_scan(tmp_path / f"{i}.nii.gz", head(seed=i)).name for i in range(8)],
+            "subject_id": [f"P{i}" for i in range(8)],
+            "diagnosis": ["NC", "AD"] * 4,
+            "age": np.arange(60, 68),
+            "site": ["A"] * 4 + ["B"] * 4,
+        }
+    )
+    cohort = {"kind": "table", "table": "scans.csv", "contrast": "T1w"}
+    manifest = {"version": 1, "pretraining": ["test"], "cohorts": {"test": cohort}, "tasks": {"ad": TASK}}
+    (tmp_path / "m.yaml").write_text(yaml.safe_dump(manifest))
+    found = []
+    for value in (rows[column].iloc[0], rows[column].iloc[-1]):
+        rows.loc[0, column] = value
+        rows.to_csv(tmp_path / "scans.csv", index=False)
+        found.append(Study("tiny", tmp_path / "m.yaml", progress=False).identify("confounding:ad"))
+    assert found[0] != found[1]
 
 
 def test_a_page_says_which_of_its_runs_other_code_made(open_study, tmp_path):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from types import ModuleType
 
 import torch
@@ -71,7 +73,7 @@ def augment(volumes: Tensor, draws: Tensor, config: AugmentConfig, *, in_place: 
         volumes: (B, 1, D, H, W) float in [0, 1], background 0; axis D runs left to right.
         draws: (10, B) from `draw_augmentation`, on the host.
         config: Probabilities and strengths.
-        in_place: Write over `volumes` where they are float32, which saves a copy.
+        in_place: `volumes` may be written over, which saves a copy on a CPU; what is returned counts.
 
     Returns:
         (B, 1, D, H, W) float32, background 0, foreground in [0.001, 1].
@@ -135,19 +137,19 @@ def _picked(draw: Tensor, *shares: float) -> Tensor:
     return torch.where(picked > len(shares), 0, picked)
 
 
+@lru_cache(maxsize=1)
 def _compiled() -> ModuleType | None:
-    """The loops for a CPU, where what compiles them is installed."""
+    """The loops for a CPU, where what compiles them is installed and fits."""
     try:
         from brainfm_lib.data import kernels
-    except ModuleNotFoundError as error:
-        if error.name != "numba":
-            raise
+    except ImportError as error:
+        warnings.warn(f"Augmentation on the CPU is several times slower than it could be: {error}.", stacklevel=2)
         return None
     return kernels
 
 
 def changed(volumes: Tensor, changes: Changes) -> Tensor:
-    """A batch (B, 1, D, H, W), float32, as `changes` say, in tensor operations; the batch itself may be overwritten."""
+    """A batch (B, 1, D, H, W), float32, as `changes` say, in tensor operations."""
     volumes = _where(changes.space == 1, _moved, volumes, changes.inverse)
     volumes = _where(changes.space == 2, lambda part: part.flip(2), volumes)
     volumes = _where(changes.turn == 1, lambda part: part.permute(0, 1, 3, 4, 2).contiguous(), volumes)

@@ -15,18 +15,20 @@ import numpy as np
 import numpy.typing as npt
 
 from brainfm_lib.data.storage import FLOOR
-from brainfm_lib.loops import FINITE, Number, in_threads, kept_on_disk
+from brainfm_lib.loops import Number, in_threads, kept_on_disk
 
 Volume = npt.NDArray[np.float32]
 
 BITS = 30  # of the fraction of a place
-LEAST, MOST, NOTHING = np.float32(FLOOR), np.float32(1), np.float32(0)
+LEAST, MOST, NOTHING = np.float32(1e-3), np.float32(1), np.float32(0)
+assert LEAST == np.float32(FLOOR), "written out, because what is compiled is kept for as long as this file is the same"
 MANTISSA, ROOT = np.int32(23), np.float32(0.5**0.5).view(np.int32)  # bits of a float32
 LOG2 = np.float32(math.log(2))
 A3, A5, A7, A9 = (np.float32(2 / n) for n in (3, 5, 7, 9))
 E2, E3, E4, E5, E6 = (np.float32(1 / math.factorial(n)) for n in (2, 3, 4, 5, 6))
 
-compiled = numba.njit(**FINITE)
+OPTIONS: Any = {"nogil": True, "error_model": "numpy", "fastmath": {"contract", "nsz", "nnan", "ninf"}}
+compiled = numba.njit(**OPTIONS)
 
 
 def change_all(volumes: Volume, threads: int | None = None, **arguments: npt.NDArray[Any]) -> None:
@@ -197,7 +199,9 @@ def between(
 ) -> tuple[Number, Number]:
     """The part of ``range(low, high)`` in which ``first < start + step * w < last``, rounded or not."""
     first += 1e-6
-    if step == 0:
+    if first >= last:
+        return low, low
+    if abs(step) < 1e-12:
         return (low, high) if first < start < last else (low, low)
     one, other = (first - start) / step, (last - start) / step
     if one > other:
@@ -240,7 +244,7 @@ def part(place: Number) -> Number:
     return np.float32(np.int32(place & (2**BITS - 1))) * np.float32(2.0**-BITS)
 
 
-@kept_on_disk("void(f4[:, :, ::1], f4[:, :, ::1], i8, f4[:, ::1], i8, i8, f4, i8)", FINITE)
+@kept_on_disk("void(f4[:, :, ::1], f4[:, :, ::1], i8, f4[:, ::1], i8, i8, f4, i8)", OPTIONS)
 def change(
     volume: Volume,
     spare: Volume,

@@ -2,14 +2,18 @@ import dataclasses
 import os
 import subprocess
 import sys
+import types
 
+import numba
 import numpy as np
 import pytest
 import torch
 from scipy import ndimage
 
+from brainfm_lib.data import augment as augmentation
 from brainfm_lib.data import kernels
 from brainfm_lib.data.augment import FLOOR, AugmentConfig, Changes, augment, changed, draw_augmentation, zscore
+from brainfm_lib.data.resampling import inverse_affine, resampled
 from brainfm_lib.errors import InputError
 
 OFF = AugmentConfig(affine=0, flip=0, gamma=0, noise=0, blur=0)
@@ -133,6 +137,47 @@ def test_compiled_loops_do_what_tensor_operations_do(name, shape):
     assert not torch.equal(plain, volumes)
 
 
+@pytest.mark.parametrize("step", [0.05, -0.05, 1e-4, 0.0, 1e-20])
+def test_the_part_of_a_line_within_is_exactly_that(step):
+    rng = np.random.default_rng(0)
+    for start, first, last in rng.uniform(-5, 20, (200, 3)):
+        low, high = kernels.between.py_func(2, 90, start, step, first, last)
+        places = start + step * np.arange(2, 90)
+        inside = 2 + np.flatnonzero((places > first + 1e-6) & (places < last))
+        assert (low, high) == (inside[0], inside[-1] + 1) if len(inside) else high <= low
+
+
+def test_small_tilts_and_empty_slices_read_nothing_from_beside_the_volume():
+    """Compiled with bounds checked; what is computed is what tensor operations compute."""
+    options = kernels.OPTIONS | {"boundscheck": True}
+    checked = {name: numba.njit(**options)(getattr(kernels, name).py_func) for name in ("between", "whole", "part")}
+    checked["kept"] = kernels.kept
+    sample = numba.njit(**options)(rebound(kernels.sample.py_func, checked))
+    move = numba.njit(**options)(rebound(kernels.move.py_func, checked | {"sample": sample}))
+    shape = (12, 14, 13)
+    full = np.random.default_rng(1).uniform(0.1, 1, shape).astype(np.float32)
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        angles, scale = (
+            torch.tensor(rng.normal(0, 10.0 ** rng.uniform(-8, -1), (3, 1))),
+            torch.tensor(rng.uniform(0.5, 2, 1)),
+        )
+        inverse = inverse_affine(angles.float(), scale.float())
+        given = full.copy()
+        given[: rng.integers(0, 12)] = 0
+        given[:, rng.integers(0, 14) :] = 0
+        expected = torch.from_numpy(given.copy())[None, None]
+        expected = resampled(expected, inverse)[0, 0].numpy()
+        move(given, np.zeros([n + 3 for n in shape], np.float32), inverse[0].numpy())
+        sure = np.abs(expected - FLOOR / 2) > 1e-5
+        assert np.abs(given - np.where(expected > FLOOR / 2, expected.clip(FLOOR, 1), 0))[sure].max() < 1e-4
+
+
+def rebound(function, names):
+    """The same function with other globals, so that what it calls is compiled with bounds checked, too."""
+    return types.FunctionType(function.__code__, function.__globals__ | names, function.__name__)
+
+
 def test_loops_give_the_same_on_any_number_of_threads_and_whatever_came_before():
     volumes = batch(40, (16, 16, 16))
     config = dataclasses.replace(AugmentConfig(), affine=0.5, orientation=0.5)
@@ -161,7 +206,10 @@ def test_without_a_compiler_of_loops_tensor_operations_serve(monkeypatch):
     monkeypatch.delitem(sys.modules, "brainfm_lib.data.kernels")
     monkeypatch.delattr("brainfm_lib.data.kernels")
     monkeypatch.setitem(sys.modules, "numba", None)
-    out = augment(volumes, draws(volumes), AugmentConfig())
+    augmentation._compiled.cache_clear()
+    with pytest.warns(UserWarning, match="several times slower"):
+        out = augment(volumes, draws(volumes), AugmentConfig())
+    augmentation._compiled.cache_clear()
     assert not torch.equal(out, expected)
     torch.testing.assert_close(out, expected, atol=1e-5, rtol=0)
 
@@ -217,6 +265,9 @@ def test_in_place_is_the_same_without_a_copy():
         assert made.is_contiguous() and made.dtype == torch.float32
         torch.testing.assert_close(made, out, atol=0 if given is volumes else 1e-3, rtol=0)
         assert torch.equal(given, made) if given is volumes else torch.equal(given, before)
+    turned = batch().permute(0, 1, 4, 3, 2).contiguous().permute(0, 1, 4, 3, 2)
+    torch.testing.assert_close(augment(turned, draws(turned), AugmentConfig(), in_place=True), out, atol=0, rtol=0)
+    assert augment(volumes[:0], draws(volumes[:0]), AugmentConfig()).shape == (0, 1, *SHAPE)
 
 
 def test_zscore():
