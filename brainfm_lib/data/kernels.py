@@ -21,7 +21,7 @@ Volume = npt.NDArray[np.float32]
 
 BITS = 30  # of the fraction of a place
 LEAST, MOST, NOTHING = np.float32(1e-3), np.float32(1), np.float32(0)
-assert LEAST == np.float32(FLOOR), "written out, because what is compiled is kept for as long as this file is the same"
+assert np.float32(FLOOR) == LEAST, "written out, because what is compiled is kept for as long as this file is the same"
 MANTISSA, ROOT = np.int32(23), np.float32(0.5**0.5).view(np.int32)  # bits of a float32
 LOG2 = np.float32(math.log(2))
 A3, A5, A7, A9 = (np.float32(2 / n) for n in (3, 5, 7, 9))
