@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import math
 import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numba
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from brainfm_lib.data.storage import FLOOR
-from brainfm_lib.loops import Number, in_threads, kept_on_disk
 
 Volume = npt.NDArray[np.float32]
+Number = Any  # within compiled loops, of the type that its operations give it
 
 BITS = 30  # of the fraction of a place
 LEAST, MOST, NOTHING = np.float32(1e-3), np.float32(1), np.float32(0)
@@ -28,11 +31,30 @@ A3, A5, A7, A9 = (np.float32(2 / n) for n in (3, 5, 7, 9))
 E2, E3, E4, E5, E6 = (np.float32(1 / math.factorial(n)) for n in (2, 3, 4, 5, 6))
 
 OPTIONS: Any = {"nogil": True, "error_model": "numpy", "fastmath": {"contract", "nsz", "nnan", "ninf"}}
+SIGNATURE = "void(f4[:, :, ::1], f4[:, :, ::1], i8, f4[:, ::1], i8, i8, f4, i8)"
 compiled = numba.njit(**OPTIONS)
 
 
+def kept_on_disk(function: Callable[..., Any]) -> Any:
+    """Compile at once, with what is called; the next process reads what came of it, if a folder can be written.
+
+    Whether that is still true numba tells by the content of this file alone: what is called, and the constants and
+    options that go into it, must stand here.
+    """
+    try:
+        return numba.njit(SIGNATURE, cache=True, **OPTIONS)(function)
+    except (RuntimeError, OSError):
+        return numba.njit(SIGNATURE, **OPTIONS)(function)
+
+
 def change_all(volumes: Volume, threads: int | None = None, **arguments: npt.NDArray[Any]) -> None:
-    """Augment volumes (B, D, H, W) in place; arguments as of `change`, each with a row a volume."""
+    """Augment volumes (B, D, H, W) in place, by as many threads as torch computes with.
+
+    Args:
+        volumes: A batch.
+        threads: Another number of them.
+        arguments: Of `change`, each with a row a volume.
+    """
     own = threading.local()
     ordered = [arguments[name] for name in ("space", "inverse", "turn", "value", "amount", "seed")]
 
@@ -41,7 +63,8 @@ def change_all(volumes: Volume, threads: int | None = None, **arguments: npt.NDA
             own.spare = np.zeros([n + 3 for n in volumes.shape[1:]], np.float32)
         change(volumes[row], own.spare, *(argument[row] for argument in ordered))
 
-    in_threads(work, len(volumes), threads)
+    with ThreadPoolExecutor(threads or torch.get_num_threads()) as pool:
+        list(pool.map(work, range(len(volumes))))
 
 
 @compiled
@@ -244,7 +267,7 @@ def part(place: Number) -> Number:
     return np.float32(np.int32(place & (2**BITS - 1))) * np.float32(2.0**-BITS)
 
 
-@kept_on_disk("void(f4[:, :, ::1], f4[:, :, ::1], i8, f4[:, ::1], i8, i8, f4, i8)", OPTIONS)
+@kept_on_disk
 def change(
     volume: Volume,
     spare: Volume,
