@@ -1,11 +1,10 @@
-"""Prepared volumes on disk: each made once, read by memory map, safe against kills and against each other."""
+"""Prepared volumes on disk: each made once, safe against kills and against each other."""
 
 from __future__ import annotations
 
 import base64
 import json
 import os
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property, lru_cache
@@ -21,6 +20,7 @@ from tqdm import tqdm
 
 from brainfm_lib.data.fingerprint import fingerprint, unpack
 from brainfm_lib.data.geometry import Geometry
+from brainfm_lib.data.reading import Reader, checksum
 from brainfm_lib.data.storage import as_float, as_stored
 from brainfm_lib.data.tables import REFUSED as REFUSED_COLUMNS
 from brainfm_lib.errors import InputError, RefusedScan
@@ -57,7 +57,6 @@ class Volumes:
     def __init__(self, cohort: Cohort, geometry: Geometry, folder: Path, refused: pd.DataFrame) -> None:
         self.cohort, self.geometry, self.folder, self.refused = cohort, geometry, folder, refused
         self._files = [folder / file_name(digest) for digest in cohort.scans["digest"]]
-        self._compared = _compared.setdefault(folder, set())
 
     def __len__(self) -> int:
         return len(self._files)
@@ -97,23 +96,21 @@ class Volumes:
             self._read(int(row), out[place])
 
     def _read(self, row: int, out: np.ndarray) -> None:
-        """Read a volume into `out`; the first time in this process its checksum is compared, and it is made again."""
+        """Read a volume into `out`; one that is not as it was written is made again."""
         file = self._files[row]
-        if file.name in self._compared and _read_into(file, out):
+        if _reader.again(file, out) or self._compare(file, out):
             return
-        if not self._sound(file, out):
-            with _mending:  # two threads may meet the same one
-                if not self._sound(file, out):
-                    set_aside(file, "its checksum does not hold, or it is cut off or gone")
-                    again = open_volumes(self.cohort.select([row]), self.geometry, progress=False)
-                    self.__dict__.pop("_checksums", None)
-                    if not self._sound(again._files[0], out):
-                        raise InputError(f"{file} cannot be read as it is written: look after the disk.")
-        self._compared.add(file.name)
+        with _mending:  # two threads may meet the same one
+            if not self._compare(file, out):
+                set_aside(file, "its checksum does not hold, or it is cut off or gone")
+                again = open_volumes(self.cohort.select([row]), self.geometry, progress=False)
+                self.__dict__.pop("_checksums", None)
+                if not self._compare(again._files[0], out):
+                    raise InputError(f"{file} cannot be read as it is written: look after the disk.")
 
-    def _sound(self, file: Path, out: np.ndarray) -> bool:
-        """Read a volume; whether it is as it was written."""
-        return _read_into(file, out) and checksum(out) == self._checksums.get(file.name)
+    def _compare(self, file: Path, out: np.ndarray) -> bool:
+        """Read a volume and compare its checksum; whether it is as it was written."""
+        return _reader.compare(file, out, self._checksums.get(file.name))
 
     @cached_property
     def _checksums(self) -> dict[str, int]:
@@ -129,7 +126,7 @@ class Volumes:
         return index.loc[[file.name for file in self._files]].reset_index(drop=True)
 
 
-_compared: dict[Path, set[str]] = {}  # folder -> volumes whose checksums this process has compared
+_reader = Reader()
 _mending = Lock()
 
 
@@ -227,26 +224,6 @@ def open_volumes(
 def _pool(process: int) -> ThreadPoolExecutor:
     """Threads that read; a forked process has none of its parent's, so they are its own."""
     return ThreadPoolExecutor(READERS)
-
-
-def _read_into(file: Path, out: np.ndarray) -> bool:
-    """Read a volume of the shape and type of `out` into it: for files of our own, several times as fast as np.load.
-
-    Returns:
-        Whether the file is there and as long as it should be.
-    """
-    try:
-        with file.open("rb", buffering=0) as handle:
-            start = handle.read(10)
-            handle.seek(10 + int.from_bytes(start[8:10], "little"))
-            return handle.readinto(out.reshape(-1).view(np.uint8)) == out.nbytes  # type: ignore[arg-type]
-    except FileNotFoundError:
-        return False
-
-
-def checksum(volume: np.ndarray) -> int:
-    """CRC-32 of a volume's bytes as they are stored."""
-    return zlib.crc32(np.ascontiguousarray(volume).reshape(-1).view(np.uint8).data)
 
 
 def file_name(digest: str) -> str:

@@ -15,6 +15,7 @@ from brainfm_lib.data.cohort import describe_cohort
 from brainfm_lib.data.geometry import Geometry
 from brainfm_lib.data.manifest import load_manifest
 from brainfm_lib.data.prepare import prepare
+from brainfm_lib.data.reading import Reader
 from brainfm_lib.data.storage import as_float, as_stored
 from brainfm_lib.data.store import VolumeSet, open_volumes
 from brainfm_lib.errors import InputError
@@ -108,17 +109,16 @@ def test_threads_read_what_one_reads_and_a_damaged_volume_is_made_once(cohort, s
     monkeypatch.setattr(store, "READ_BY_ONE", 1)
     monkeypatch.setattr(store, "bound_cores", lambda: 3)
     threads = set()
-    read_into = store._read_into
-    monkeypatch.setattr(store, "_read_into", lambda *a: threads.add(threading.get_ident()) or read_into(*a))
+    read_again = Reader.again
+    monkeypatch.setattr(Reader, "again", lambda *a: threads.add(threading.get_ident()) or read_again(*a))
     assert np.array_equal(volumes[rows], alone) and threading.get_ident() not in threads
     made = []
     prepare = store._prepare
     monkeypatch.setattr(store, "_prepare", lambda *a: made.append(1) or prepare(*a))
     file = volumes._files[0]
-    file.write_bytes(file.read_bytes()[:-2] + b"xx")
-    monkeypatch.setattr(store, "_compared", {})
+    file.write_bytes(file.read_bytes()[:-2] + b"xx")  # after it has been compared, and mapped
     assert np.array_equal(store.open_volumes(cohort, GRID, progress=False)[rows], alone) and made == [1]
-    file.unlink()  # now that it has been compared
+    file.unlink()
     assert np.array_equal(volumes[rows], alone) and made == [1, 1]
 
 

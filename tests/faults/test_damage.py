@@ -12,6 +12,7 @@ import torch
 from brainfm_lib import integrity, runs
 from brainfm_lib.checkpoint import checkpoints, load_checkpoint, save_checkpoint
 from brainfm_lib.data import store
+from brainfm_lib.data.reading import Reader
 from brainfm_lib.errors import InputError
 from brainfm_lib.integrity import DAMAGED
 from brainfm_lib.paths import runs_dir, store_dir
@@ -30,7 +31,7 @@ def flip(file: Path, place: int) -> None:
 def forget(monkeypatch: pytest.MonkeyPatch) -> None:
     """As another process would see it: nothing has been compared yet."""
     monkeypatch.setattr(runs, "_whole", set())
-    monkeypatch.setattr(store, "_compared", {})
+    monkeypatch.setattr(store, "_reader", Reader())
 
 
 def make(folder: Path) -> None:

@@ -19,6 +19,7 @@ from brainfm_lib.data import store
 from brainfm_lib.data.geometry import Geometry
 from brainfm_lib.data.ingest import prepare_volume
 from brainfm_lib.data.manifest import load_manifest
+from brainfm_lib.data.reading import Reader
 from brainfm_lib.data.settings import IngestSettings
 from brainfm_lib.errors import InputError, RefusedScan
 from brainfm_lib.study import Study
@@ -213,7 +214,7 @@ def test_prepared_volumes(watched: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     def read(rng: random.Random) -> object:
         file = rng.choice(sorted(whole))
         file.write_bytes(flipped(whole[file], rng))
-        monkeypatch.setattr(store, "_compared", {})
+        monkeypatch.setattr(store, "_reader", Reader())
         again = Study("tiny", overrides=study.overrides, progress=False).volumes(study.pretraining_cohorts[0])
         assert np.array_equal(again[np.arange(len(again))], before)
         for left in volumes.folder.glob(".damaged*"):
