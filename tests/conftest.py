@@ -9,6 +9,8 @@ import pytest
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ["OMP_NUM_THREADS"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", "2")
+for _name in [name for name in os.environ if name.startswith("BRAINFM_") and name != "BRAINFM_SOAK"]:
+    del os.environ[_name]  # a user's own store is no place for tests that damage files
 REPOSITORY = Path(__file__).resolve().parents[1]
 SAMPLE_DATA = REPOSITORY.parent / "shared" / "data"
 

@@ -2,8 +2,10 @@
 
 import ast
 import json
+import os
 import re
 import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -88,6 +90,15 @@ def test_ci_runs_make_test() -> None:
     assert script.stat().st_mode & 0o111
     assert script.read_text().rstrip().endswith("make test")
     subprocess.run(["bash", "-n", str(script)], check=True)
+
+
+def test_tests_stay_out_of_a_store_that_a_user_has_set() -> None:
+    code = "import os, tests.conftest; print([name for name in os.environ if name.startswith('BRAINFM_')])"
+    environment = {**os.environ, "BRAINFM_STORE": "/theirs", "BRAINFM_RUNS": "/theirs", "BRAINFM_PROFILE": "paper"}
+    told = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True, check=True
+    )
+    assert told.stdout.strip() in ("[]", "['BRAINFM_SOAK']")
 
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
