@@ -102,9 +102,9 @@ def _of_dial(name: str, row: pd.Series, gains: pd.DataFrame, measured: pd.DataFr
         return none(f"the dial covers {reach[0]:.2f} to {reach[1]:.2f}, and this task lies outside")
     gain, low, high = _predicted(name, place, part, here)
     if low > 0:
-        said = f"expect {pair} to gain {gain:+.2f} [{low:+.2f}, {high:+.2f}]: pretrain with it"
+        said = f"expect {pair} to gain {gain:.2f} [{low:.2f}, {high:.2f}]: pretrain with it"
     elif high < 0:
-        said = f"expect {pair} to lose {gain:+.2f} [{low:+.2f}, {high:+.2f}]: leave it out"
+        said = f"expect {pair} to lose {-gain:.2f} [{-high:.2f}, {-low:.2f}]: leave it out"
     else:
         said = f"{pair}: {gain:+.2f} [{low:+.2f}, {high:+.2f}], which may as well be nothing: choose by cost"
     return Advice(arm, what, *place, gain, low, high, said)

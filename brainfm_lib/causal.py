@@ -330,6 +330,19 @@ def judge_slope(row: Any) -> str:
     return "open"
 
 
+def why_open(row: Any) -> str:
+    """A clause on a primary slope whose verdict is ``open``: who cannot tell it from 0, seeds or test subjects."""
+    if row["p_holm"] < 1 - LEVEL:
+        return (
+            f"which seeds tell from 0 (adjusted p {row['p_holm']:.3f}) and resampled test subjects do not "
+            f"[{row['low_subjects']:+.2f}, {row['high_subjects']:+.2f}]"
+        )
+    return (
+        f"which {row['seeds']} seeds cannot tell from 0; a slope of {row['detectable']:.2f} would have been found four "
+        "times in five"
+    )
+
+
 def _gain(arm: Any, baseline: Any, oracle: Any) -> Any:
     distance = [ndtri(np.clip(a, EXTREME, 1 - EXTREME)) for a in (arm, baseline, oracle)]  # √2 cancels
     known = np.where(np.abs(distance[2]) > LEAST, distance[2], np.nan)

@@ -310,7 +310,8 @@ def compare(run: Run, other: Run, *, draws: int = 2000) -> stats.Comparison:
         for at in (folds == fold for fold in np.unique(folds))
         for a in (of_a, of_b)
     ]
-    trained = count - 2 if run.kind in GRADIENT and count > 2 else count - 1  # folds that a model was fitted on
+    gradient = {run.kind, other.kind} & set(GRADIENT)
+    trained = count - 2 if gradient and count > 2 else count - 1  # folds that a model was fitted on
     found = stats.nadeau_bengio(np.array(each[::2]) - np.array(each[1::2]), 1 / (1 + trained))
     low, high = min(plain.low, found.low), max(plain.high, found.high)
     return stats.Comparison(found.estimate, low, high, max(plain.p, found.p))

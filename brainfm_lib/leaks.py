@@ -38,7 +38,7 @@ def task_leaks(study: StudyData, task: str) -> list[str]:
 def encoder_leaks(
     study: StudyData, name: str, settings: EncoderSettings, task: str, *, resplit: bool = False
 ) -> list[str]:
-    """Whether an encoder from elsewhere has seen scans that the task evaluates on, where it says what it has seen.
+    """Whether an encoder from elsewhere has seen subjects that the task evaluates on, where it says what it has seen.
 
     Args:
         study: With the task.
@@ -51,9 +51,10 @@ def encoder_leaks(
         return []
     table = study.task_table(task)
     held = table if resplit or "fold" in table else table[table["split"] != "train"]
-    digests = study.cohort(study.manifest.tasks[task].cohort).scans.loc[held["row"], "digest"]
-    count = sum(digest[:KEY] in seen for digest in digests)
-    return [f"{name} was pretrained on {_counted(count, 'scan')} that {task} evaluates on"] if count else []
+    scans = study.cohort(study.manifest.tasks[task].cohort).scans
+    theirs = scans[scans["subject_id"].isin(scans.loc[held["row"], "subject_id"])]  # of any contrast and visit
+    count = sum(digest[:KEY] in seen for digest in theirs["digest"])
+    return [f"{name} was pretrained on {_counted(count, 'scan')} of subjects that {task} evaluates on"] if count else []
 
 
 def resplit_leaks(study: StudyData, task: str) -> list[str]:

@@ -346,10 +346,7 @@ def primary_verdicts(test: Run) -> list[str]:
         gain = f"the gain of {title(r['arm'])} over {title(r['baseline'])} along `{r['dial']}`"
         ends = f"{r['estimate']:+.2f} [{r['low']:+.2f}, {r['high']:+.2f}]"
         if r["verdict"] == "open":
-            said = (
-                f"**open**: {gain} changes by {ends} over the dial, which {r['seeds']} seeds cannot tell from 0; a "
-                f"slope of {r['detectable']:.2f} would have been found four times in five"
-            )
+            said = f"**open**: {gain} changes by {ends} over the dial, {causal.why_open(r)}"
         else:
             said = f"**{r['verdict']}**: {gain} changes by {ends} over the dial (adjusted p {r['p_holm']:.3f})"
         parts.append(f"- {said}.")

@@ -131,9 +131,11 @@ def replicated_note(study: Study, differences: pd.DataFrame, table: pd.DataFrame
     if not decided:
         return Words("No difference between linear probes is decided here, so there is none to look for again.")
     if table.empty:
+        many = decided > 1
         return Words(
-            f"{decided} differences are decided by one pretraining seed, {study.seed}: none was judged under another, "
-            "so they are those of single encoders, and may be the luck of a seed."
+            f"{decided} difference{'s are' if many else ' is'} decided by one pretraining seed, {study.seed}: none was "
+            f"judged under another, so {'they are those' if many else 'it is that'} of single encoders, and may be the "
+            "luck of a seed."
         )
     others = table[table["seed"] != study.seed].copy()
     own = table[table["seed"] == study.seed].set_index(["task", "arm", "baseline"])["estimate"]
@@ -144,9 +146,10 @@ def replicated_note(study: Study, differences: pd.DataFrame, table: pd.DataFrame
     every = others.groupby(["task", "arm", "baseline"])[["same", "clear"]].all()
     seeds = ", ".join(map(str, sorted(others["seed"].unique())))
     return Words(
-        f"Of {decided} differences that seed {study.seed} decides, {len(every)} were looked for again with encoders of "
+        f"Of {decided} difference{'s' * (decided > 1)} that seed {study.seed} decides, {len(every)} "
+        f"{'was' if len(every) == 1 else 'were'} looked for again with encoders of "
         f"seed{'s' * (others['seed'].nunique() > 1)} {seeds}, on the same test subjects: "
-        f"{int(every['same'].sum())} have the same sign each time, and {int(every['clear'].sum())} an interval that "
-        "excludes zero each time. A difference that does not come back is one between two encoders, not between two "
-        "ways to train them."
+        f"the sign is the same each time in {int(every['same'].sum())}, and the interval excludes zero each time in "
+        f"{int(every['clear'].sum())}. A difference that does not come back is one between two encoders, not between "
+        "two ways to train them."
     )

@@ -157,6 +157,8 @@ def test_advice_follows_a_planted_gain(slope: float, word: str) -> None:
     found = advise._of_dial("frequency", structure_row(0.6), gains, measured)
     assert word in found.said and found.gain == pytest.approx(slope * 0.3, abs=0.03)
     assert found.low <= found.gain <= found.high
+    if slope < 0:
+        assert f"to lose {-found.gain:.2f} [{-found.high:.2f}, {-found.low:.2f}]" in found.said
 
 
 @pytest.mark.parametrize(
@@ -192,3 +194,6 @@ def test_slopes_are_tested_over_seeds() -> None:
 def test_the_rule_is_the_one_that_was_stated(p: float, estimate: float, low: float, high: float, verdict: str) -> None:
     row = {"p_holm": p, "estimate": estimate, "low_subjects": low, "high_subjects": high}
     assert causal.judge_slope(row) == verdict
+    if verdict == "open":
+        said = causal.why_open({**row, "seeds": 3, "detectable": 0.09})
+        assert ("test subjects do not [-0.10, +0.30]" in said) == (p < 0.05) != ("seeds cannot tell" in said)

@@ -8,7 +8,8 @@ import yaml
 from scipy.ndimage import gaussian_filter
 from typer.testing import CliRunner
 
-from brainfm_lib import comparison, figures
+from brainfm_lib import comparison, figures, leaks
+from brainfm_lib.card import KEY
 from brainfm_lib.cli import app
 from brainfm_lib.errors import InputError
 from brainfm_lib.paths import runs_dir
@@ -131,14 +132,28 @@ def test_an_encoder_that_has_seen_the_test_is_found(make_study, tmp_path):
     assert seen.stamp.startswith("TRANSDUCTIVE")
     folder = seen.run("pretrain:mae").path / "encoder"
     mine = {"mine": {"kind": "folder", "path": str(folder)}}
-    refused(
-        make_study(encoders=mine), "probe:mine:disease", "mine was pretrained on .* scans that disease evaluates on"
-    )
+    told = r"mine was pretrained on .* scans of subjects that disease evaluates on"
+    refused(make_study(encoders=mine), "probe:mine:disease", told)
     study = make_study(encoders=mine, allow_leak=True)
     study.run("probe:mine:disease")
     assert study.results()["leak"].str.startswith("mine was pretrained on").all() and "mine was" in study.stamp
     clean = make_study(encoders=mine | {"other": {"kind": "folder", "path": str(honest(make_study))}})
     assert clean.run("probe:other:disease")
+
+
+def test_an_encoder_that_has_seen_another_scan_of_a_test_subject_is_found(make_study, monkeypatch):
+    study = make_study()
+    table = study.task_table("disease")
+    held = table[table["split"] == "test"] if "split" in table else table
+    scans = study.cohort("real").scans
+    of_it = scans[scans["subject_id"] == held["subject_id"].iloc[0]]
+    assert len(of_it) == 2
+    one = table[~table["scan_uid"].isin(of_it["scan_uid"][:1])].reset_index(drop=True)  # a task of the other contrast
+    monkeypatch.setattr(type(study), "task_table", lambda self, task: one)
+    monkeypatch.setattr(leaks, "trained_on", lambda settings, manifest: {of_it["digest"].iloc[0][:KEY]})
+    assert leaks.encoder_leaks(study, "mine", None, "disease") == [
+        "mine was pretrained on 1 scan of subjects that disease evaluates on"
+    ]
 
 
 def test_no_random_split_tests_what_an_encoder_has_seen(make_study, tmp_path):
@@ -151,7 +166,7 @@ def test_no_random_split_tests_what_an_encoder_has_seen(make_study, tmp_path):
     path = make_study(encoders={"mine": {"kind": "folder", "path": str(folder)}}).manifest.path
     study = Study("tiny", path, overrides=few, progress=False)
     assert study.run("probe:mine:disease") and study.run("resplit:raw-voxels:disease")
-    with pytest.raises(InputError, match=r"mine was pretrained on .* scans that disease evaluates on"):
+    with pytest.raises(InputError, match=r"mine was pretrained on .* scans of subjects that disease evaluates on"):
         study.run("resplit:mine:disease")
 
 

@@ -10,7 +10,7 @@ import yaml
 from brainfm_lib import comparison, notes
 from brainfm_lib.errors import InputError
 from brainfm_lib.judging import compare_runs, judge
-from brainfm_lib.probes.fewshot import few_shot
+from brainfm_lib.probes.fewshot import _subjects_of_classes, few_shot
 from brainfm_lib.probes.neighbours import knn_probe
 from brainfm_lib.probes.results import evaluate, with_shuffled_labels
 from brainfm_lib.study import Study
@@ -107,10 +107,27 @@ def test_shuffled_labels_keep_subjects_whole_and_splits_balanced(scans):
     assert (with_shuffled_labels(table, 1)["label"] != dealt["label"]).any()
 
 
-def test_shuffled_sequences_of_converters_stay_whole():
+def test_converters_change_places_with_converters_and_nobody_else_is_kept_from_it():
+    """One subject who converts once kept the labels of all who have as many scans as nobody else where they were."""
     table = pd.DataFrame({"subject_id": list("aabbccdd"), "label": [0, 1, 0, 0, 1, 1, 0, 1], "fold": [0] * 8})
-    dealt = with_shuffled_labels(table, 3)["label"].to_numpy()
-    assert sorted(map(tuple, dealt.reshape(4, 2))) == [(0, 0), (0, 1), (0, 1), (1, 1)]
+    dealt = [with_shuffled_labels(table, seed)["label"].to_numpy().reshape(4, 2) for seed in range(100)]
+    for labels in dealt:
+        assert sorted(labels.sum(1)[[0, 3]]) == [1, 1] and sorted(labels.sum(1)[[1, 2]]) == [0, 2]
+    assert len({labels.tobytes() for labels in dealt}) == 8  # two orders of each converter, and the others' exchange
+    subjects = np.repeat(np.arange(60), np.arange(1, 61))
+    label = subjects % 2
+    label[subjects == 59] = np.arange(60) % 2
+    unequal = pd.DataFrame({"subject_id": subjects, "label": label, "split": "train"})
+    kept = [(with_shuffled_labels(unequal, s)["label"].to_numpy() == label).mean() for s in range(20)]
+    assert np.mean(kept) < 0.6
+
+
+def test_few_shots_count_a_subject_to_the_rarest_class_that_it_has_had():
+    """A diagnosis that is nobody's most frequent one is a class all the same."""
+    rows = [(f"s{i}", label) for i in range(40) for label in ((2, 2, 1) if i % 4 == 0 else (i % 2 * 2,) * 3)]
+    table = pd.DataFrame(rows, columns=["subject_id", "label"])
+    pools = _subjects_of_classes(table)
+    assert list(map(len, pools)) == [10, 10, 20] and set(pools[1]) == {f"s{i}" for i in range(0, 40, 4)}
 
 
 @pytest.fixture(scope="module")

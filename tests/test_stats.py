@@ -12,6 +12,7 @@ from brainfm_lib.stats import (
     auroc,
     auroc_interval,
     cv_auroc_interval,
+    detectable_difference,
     holm,
     newcombe,
     paired_auroc_difference,
@@ -271,6 +272,25 @@ def test_newcombes_interval_solves_its_equation_and_does_not_collapse():
     assert 0.4 < low < 0.8 and high == 1
     apart = auroc_interval([0, 0, 0, 1, 1, 1], [1, 2, 3, 4, 5, 6.0], np.arange(6))
     assert apart.estimate == apart.high == 1 and apart.low < 0.8
+
+
+def test_differences_of_perfect_scores_have_a_width():
+    """Resamples of classes that are perfectly apart all agree, which is no certainty."""
+    for each in (2, 10, 60):
+        labels, subjects = np.repeat([0, 1], each), np.arange(2 * each)
+        both = paired_auroc_difference(labels, labels, 3.0 * labels, subjects)
+        assert both.estimate == 0 and both.p == 1 and both.low == -both.high < -0.02
+        low, high = newcombe(1, each, each)
+        assert both.high == pytest.approx(1 - low)
+        one = paired_auroc_difference(labels, labels, np.zeros(2 * each), subjects)
+        low_half, high_half = newcombe(0.5, each, each)
+        assert one.estimate == 0.5
+        assert one.low == pytest.approx(0.5 - np.hypot(1 - low, high_half - 0.5))
+        assert one.high == pytest.approx(0.5 + np.hypot(1 - high, 0.5 - low_half))
+        assert (one.p < 0.05) == (one.low > 0) == (each > 2)
+        other = paired_auroc_difference(labels, np.zeros(2 * each), labels, subjects)
+        assert (other.low, other.high, other.p) == pytest.approx((-one.high, -one.low, one.p))
+    assert np.isnan(detectable_difference([0.0, -0.1], [0.0, 0.1])).tolist() == [True, False]
 
 
 @pytest.mark.parametrize("cases", [2, 4, 8, 12])

@@ -114,17 +114,37 @@ def test_intervals_hold_their_estimate_and_one_column_is_class_one():
 
 
 def test_intervals_of_a_rare_class_are_not_shifted():
-    """Resampling must not change the classes' shares: constant probabilities have one Brier score and one precision."""
+    """Resampling must not change the classes' shares: constant probabilities have one Brier score and one precision.
+
+    Where all resamples agree there is no interval, rather than one of no width.
+    """
     labels = (np.arange(64) < 4).astype(int)
-    table = metric_intervals(labels, np.full(64, 0.1), np.arange(64), draws=200).set_index("metric")
-    for name in ("brier", "auprc"):
-        np.testing.assert_allclose(table.loc[name, ["low", "high"]].astype(float), table.loc[name, "estimate"])
+    constant = metric_intervals(labels, np.full(64, 0.1), np.arange(64), draws=200).set_index("metric")
+    perfect = metric_intervals(labels, 0.2 + 0.6 * labels, np.arange(64), draws=200).set_index("metric")
+    for table, names in ((constant, ("brier", "auprc")), (perfect, ("balanced_accuracy", "auprc"))):
+        for name in names:
+            assert np.isfinite(table.loc[name, "estimate"]) and table.loc[name, ["low", "high"]].isna().all()
 
 
 def test_perfect_separation_has_no_slope():
     labels = np.arange(40) % 2
     table = metric_intervals(labels, 0.2 + 0.6 * labels, np.arange(40), draws=100).set_index("metric")
     assert table.loc["auroc", "estimate"] == 1 and np.isnan(table.loc["calibration_slope", "estimate"])
+    labels, p = (
+        np.arange(20) // 10,
+        np.linspace(0.1, 0.9, 20),
+    )  # apart by a wide margin, where a sigmoid saturates early
+    for wider in (p, p + 0.1 * (2 * labels - 1)):
+        assert (
+            metric_intervals(labels, wider, np.arange(20), draws=100)
+            .set_index("metric")
+            .isna()
+            .loc["calibration_slope"]
+            .all()
+        )
+    p[9:11] = p[[10, 9]]  # one pair crosses: a slope, of which half of the resamples know nothing
+    crossed = metric_intervals(labels, p, np.arange(20), draws=400).set_index("metric").loc["calibration_slope"]
+    assert np.isfinite(crossed["estimate"]) and not crossed["high"] < crossed["estimate"]
 
 
 def test_well_calibrated_probabilities_have_slope_one_and_twice_the_odds_one_half():

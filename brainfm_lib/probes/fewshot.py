@@ -91,6 +91,8 @@ def make_few_shot(
 
 
 def _subjects_of_classes(table: pd.DataFrame) -> list[Any]:
-    """Subjects of each class, sorted; a subject with several labels belongs to its most frequent one."""
-    of = table.groupby("subject_id")["label"].agg(lambda labels: int(labels.mode().iloc[0]))
+    """Subjects of each class, sorted; a subject with several labels belongs to that of the fewest subjects."""
+    carried = table[["subject_id", "label"]].drop_duplicates()
+    common = carried["label"].value_counts()
+    of = carried.groupby("subject_id")["label"].agg(lambda labels: min(labels, key=lambda one: (common[one], one)))
     return [np.array(sorted(of.index[of == label])) for label in sorted(table["label"].unique())]

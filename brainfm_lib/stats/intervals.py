@@ -5,12 +5,14 @@ from numpy.typing import ArrayLike
 
 from brainfm_lib.errors import InputError
 from brainfm_lib.stats.units import (
+    AGREE,
     Comparison,
     Interval,
     aggregate_by_subject,
     auroc_values,
     bootstrap_interval,
     comparison,
+    comparison_at_ceiling,
     fold_mean_auroc,
     freedom,
     influences,
@@ -118,12 +120,15 @@ def paired_auroc_difference(
     """AUROC of `scores_a` minus that of `scores_b` on the same scans, under the same resampled subjects.
 
     A t-interval whose standard error is the spread of resampled differences (`units.standard_error`), with the degrees
-    of freedom of `units.freedom`; the p-value inverts it.
+    of freedom of `units.freedom`; the p-value inverts it. Where all resamples agree (both are perfect, say)
+    it is `units.comparison_at_ceiling`.
     Arguments and errors are those of `auroc_interval` and `cv_auroc_interval`.
     """
     a = make_units(labels, scores_a, subjects, folds, minimum=2)
     b = make_units(labels, scores_b, subjects, folds, minimum=2)
     (values_a, linear_a), (values_b, linear_b) = (auroc_values(units, draws, seed) for units in (a, b))
+    if np.ptp(values_a - values_b) < AGREE:
+        return comparison_at_ceiling(a, b, level, draws)
     error = standard_error(values_a - values_b, linear_a - linear_b)
     freed = freedom(a, influences(a) - influences(b))
     return comparison(fold_mean_auroc(a) - fold_mean_auroc(b), error, freed, level, draws)

@@ -8,6 +8,7 @@ from numpy.typing import ArrayLike
 from scipy.special import ndtri
 
 from brainfm_lib.stats.units import (
+    AGREE,
     Array,
     Units,
     auroc_ends,
@@ -22,7 +23,6 @@ from brainfm_lib.stats.units import (
 METRICS = ("auroc", "auprc", "balanced_accuracy", "brier", "calibration_slope")
 STEPS = 10  # of Newton's method for the calibration slope
 BOUNDS = {"brier": 2.0}  # of metrics that lie within [0, 1], unless said here
-STEEPEST = 100.0  # a slope beyond it says only that the classes are apart
 
 
 def metric_intervals(
@@ -38,7 +38,8 @@ def metric_intervals(
     """All of `METRICS` over (subject, label) units, each with its interval over the same resampled subjects.
 
     That of the AUROC is `auroc_interval`'s; the others are percentiles, whose deviations are stretched by quantile of t
-    over normal with the AUROC's degrees of freedom, because few subjects leave the variance itself uncertain.
+    over normal with the AUROC's degrees of freedom, because few subjects leave the variance itself uncertain. Where all
+    resamples agree, percentiles say nothing, and the ends are NaN.
 
     - ``auroc``: see `auroc`.
     - ``auprc``: average precision (area under the precision-recall curve as a step function); chance is the prevalence.
@@ -46,7 +47,7 @@ def metric_intervals(
     - ``brier``: mean squared distance between probability and outcome; of two classes that of class 1, of more the
       sum over classes.
     - ``calibration_slope``: slope of the logistic regression of the outcome on the predicted log odds; below 1 where
-      predictions are too extreme. NaN where no slope exists, as for perfect separation.
+      predictions are too extreme. NaN where no slope exists, as for perfect separation, which resamples may have too.
 
     Three classes or more are averaged one-vs-rest, folds are averaged too.
 
@@ -79,7 +80,7 @@ def metric_intervals(
     for name in METRICS:
         values = np.concatenate(drawn[name])
         usable = values[np.isfinite(values)]
-        known = np.isfinite(point[name]) and len(usable) > draws / 2
+        known = np.isfinite(point[name]) and len(usable) > draws / 2 and np.ptp(usable) > AGREE
         low, high = np.quantile(usable, [(1 - level) / 2, (1 + level) / 2]) if known else (np.nan, np.nan)
         low, high = point[name] + factor * (np.array([low, high]) - point[name])
         if name == "auroc":
@@ -162,8 +163,17 @@ def _logistic_slope(x: Array, y: Array, weights: Array) -> Array:
     a, b, _ = _newton(z, y, np.ones((1, len(x))), np.zeros(1), np.zeros(1), 4 * STEPS)
     a, b = (np.repeat(c if np.isfinite(c).all() else np.zeros(1), len(weights)) for c in (a, b))
     a, b, moved = _newton(z, y, weights, a, b, STEPS)
-    slope = b / scale
-    return np.where((moved < 1e-6 * (1 + np.abs(b))) & (np.abs(slope) < STEEPEST), slope, np.nan)
+    known = (moved < 1e-6 * (1 + np.abs(b))) & _overlap(z, y, weights)
+    return np.where(known, b / scale, np.nan)
+
+
+def _overlap(z: Array, y: Array, weights: Array) -> Array:
+    """(R,) whether neither class lies wholly on one side of the other, without which there is no finite slope."""
+    ends = []
+    for part in (y, ~y):
+        there = weights[:, part] > 0
+        ends += [np.where(there, z[part], np.inf).min(1), np.where(there, z[part], -np.inf).max(1)]
+    return (ends[1] > ends[2]) & (ends[3] > ends[0])
 
 
 def _newton(z: Array, y: Array, weights: Array, a: Array, b: Array, steps: int) -> tuple[Array, Array, Array]:

@@ -88,8 +88,8 @@ def label_dealer(
     """What deals the labels of scans out anew among subjects.
 
     Args:
-        labels: (n,) classes of the scans. Where every subject carries one label it moves as one; otherwise
-            label sequences move whole between subjects with equally many scans.
+        labels: (n,) classes of the scans. Subjects that carry one label exchange it, however many scans they have;
+            those that carry several exchange theirs where they have equally many scans, which are then permuted.
         subjects, folds: (n,) each; with folds (or splits), labels move within them, which keeps their class counts.
 
     Returns:
@@ -98,17 +98,17 @@ def label_dealer(
     labels = np.asarray(labels)
     names, codes = np.unique(np.asarray(subjects), return_inverse=True)
     rows = [np.flatnonzero(codes == s) for s in range(len(names))]
-    single = all(np.ptp(labels[r]) == 0 for r in rows)
+    one = [np.ptp(labels[r]) == 0 for r in rows]
     fold_of = np.zeros(len(labels), int) if folds is None else np.unique(np.asarray(folds), return_inverse=True)[1]
     groups: dict[tuple[int, int], list[int]] = {}
     for s, r in enumerate(rows):
-        groups.setdefault((int(fold_of[r[0]]), 1 if single else len(r)), []).append(s)
+        groups.setdefault((int(fold_of[r[0]]), 0 if one[s] else len(r)), []).append(s)
 
     def deal(rng: np.random.Generator) -> Array:
         dealt = labels.copy()
         for members in groups.values():
             for target, source in zip(members, rng.permutation(members)):
-                dealt[rows[target]] = labels[rows[source][0]] if single else labels[rows[source]]
+                dealt[rows[target]] = labels[rows[source][0]] if one[source] else rng.permutation(labels[rows[source]])
         return dealt
 
     return deal

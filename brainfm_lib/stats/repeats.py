@@ -51,8 +51,12 @@ def detectable_difference(
         low, high: Ends of the intervals, of nominal coverage `level`.
         tests: Size of the family that a difference is tested in.
         level, power: As said.
+
+    Returns:
+        The differences; NaN where an interval has no width, which says nothing of what could have been found.
     """
-    error = (np.asarray(high, float) - np.asarray(low, float)) / (-2 * ndtri((1 - level) / 2))
+    width = np.asarray(high, float) - np.asarray(low, float)
+    error = np.where(width > 0, width, np.nan) / (-2 * ndtri((1 - level) / 2))
     return (ndtri(power) - ndtri((1 - level) / (2 * np.asarray(tests, float)))) * error
 
 

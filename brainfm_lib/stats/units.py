@@ -12,6 +12,7 @@ from scipy.special import expit, logit, ndtri, stdtr, stdtrit
 from brainfm_lib.errors import InputError
 
 Array = NDArray[Any]
+AGREE = 1e-9  # spread of resampled areas below which they are the same
 FEW = 15  # subjects of a class below which an AUROC's interval is the closed form: a bootstrap cannot know the variance
 
 
@@ -239,7 +240,7 @@ def auroc_ends(units: Units, values: Array, linear: Array, level: float) -> tupl
     """Ends of the interval of an AUROC from `auroc_values`, see `intervals.auroc_interval`."""
     estimate = fold_mean_auroc(units)
     few = np.unique(units.labels, return_counts=True)[1].min() < FEW
-    if few or np.ptp(values) < 1e-9 or not 0 < estimate < 1:
+    if few or np.ptp(values) < AGREE or not 0 < estimate < 1:
         low, high = _closed_form(units, level)
         return float(low), float(high)
     quantile = -stdtrit(freedom(units, influences(units)), (1 - level) / 2)
@@ -280,6 +281,30 @@ def newcombe(auroc: float, positives: int, negatives: int, *, level: float = 0.9
     low = brentq(beyond, 0, min(auroc, 1 - edge)) if auroc > 0 else 0.0
     high = brentq(beyond, max(auroc, edge), 1) if auroc < 1 else 1.0
     return float(low), float(high)
+
+
+def comparison_at_ceiling(a: Units, b: Units, level: float, draws: int) -> Comparison:
+    """Difference of two AUROCs whose resamples do not differ: Newcombe's two intervals, squared and added.
+
+    As in Zou and Donner (2008, Statistics in Medicine 27:1693), as if the two were independent; p inverts it.
+    """
+    first, second = fold_mean_auroc(a), fold_mean_auroc(b)
+
+    def ends(level: float) -> tuple[float, float]:
+        (low_a, high_a), (low_b, high_b) = _closed_form(a, level), _closed_form(b, level)
+        below, above = np.hypot(first - low_a, high_b - second), np.hypot(high_a - first, second - low_b)
+        return first - second - float(below), first - second + float(above)
+
+    def nearer(p: float) -> float:  # how far the end next to 0 is from it, above 0 where p is too large
+        low, high = ends(1 - p)
+        return low if first > second else -high
+
+    least, most = 2 / (draws + 1), 0.999
+    if abs(first - second) < AGREE or nearer(most) < 0:
+        p = 1.0
+    else:
+        p = least if nearer(least) > 0 else float(brentq(nearer, least, most))
+    return Comparison(first - second, *ends(level), p)
 
 
 def comparison(estimate: float, error: float, freedom: float, level: float, draws: int) -> Comparison:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -36,12 +37,14 @@ def show(table: pd.DataFrame, caption: str = "", *, digits: int = 3) -> Styler:
 
 
 def task_titles(study: Study) -> dict[str, str]:
-    """Task -> its title; simulated ones say so."""
+    """Task -> its title; simulated ones say so, and those of one title their names."""
     cohorts = study.manifest.cohorts
     tasks = {name: study.manifest.tasks[name] for name in study.tasks}
+    titles = {name: task.title or name for name, task in tasks.items()}
+    of = Counter(titles.values())
     return {
-        name: f"{task.title or name}{' (phantom)' if cohorts[task.cohort].kind == 'phantom' else ''}"
-        for name, task in tasks.items()
+        name: f"{title}{f', {name}' * (of[title] > 1)}{' (phantom)' * (cohorts[tasks[name].cohort].kind == 'phantom')}"
+        for name, title in titles.items()
     }
 
 
