@@ -111,8 +111,7 @@ class Trainer:
         self.config, self.folder, self.about = config, folder, dict(about or {})
         self.scans = sorted({digest[:KEY] for digest in scans})
         device = torch.device("cpu") if cpu else PartialState().device
-        wanted = config.optimiser.precision
-        width = config.objective.encoder.embed_dim
+        wanted, width = config.optimiser.precision, config.objective.encoder.embed_dim
         self.precision = training_precision(device, width) if wanted == "auto" else wanted
         AcceleratorState._reset_state()  # it outlives a run, and would refuse another precision in the same process
         self.accelerator = Accelerator(mixed_precision="bf16" if self.precision == "bf16" else "no", cpu=cpu)
@@ -327,13 +326,14 @@ class Trainer:
     @torch.no_grad()
     def validate(self) -> float:
         """Main loss term on held-out subjects, without augmentation, under masks that never change."""
-        volumes = self.heldout(np.arange(len(self.heldout)))
-        volumes, mask, _ = self._masked(volumes, len(volumes), slice(None), "validation")
-        with self.accelerator.autocast(), torch.compiler.set_stance("force_eager"):  # no compiling for another size
-            _, terms = compute_loss(
-                self.raw, self.config.objective, volumes, mask, spectral_weight=0.0, auxiliary=False
-            )
-        return float(terms[main_term(self.config.objective)])
+        config, n, total = self.config, len(self.heldout), 0.0
+        size = max(config.optimiser.batch_size // (self.world * config.optimiser.accumulate), 1)  # as training takes
+        for piece in (slice(start, min(start + size, n)) for start in range(0, n, size)):
+            volumes, mask, _ = self._masked(self.heldout(np.arange(n)[piece]), n, piece, "validation")
+            with self.accelerator.autocast(), torch.compiler.set_stance("force_eager"):  # not compiled for other sizes
+                _, terms = compute_loss(self.raw, config.objective, volumes, mask, spectral_weight=0, auxiliary=False)
+            total += float(terms[main_term(config.objective)]) * len(volumes)
+        return total / n
 
     def finish(self) -> dict[str, Any]:
         """Write metrics, model and encoder; the run store drops the checkpoints once the run is whole."""

@@ -61,6 +61,19 @@ def train(folder, config, steps=None):
 
 
 @pytest.mark.parametrize("arm", EVERY_ARM)
+def test_held_out_volumes_take_no_more_room_than_a_part_of_a_batch_and_are_judged_alike(arm, tmp_path, monkeypatch):
+    taken, values, compute = [], [], pretrain.compute_loss
+    monkeypatch.setattr(pretrain, "compute_loss", lambda *a, **k: taken.append(len(a[2])) or compute(*a, **k))
+    for parts in (1, 2, 4):
+        config = make_config(arm, batch_size=8, steps=250, accumulate=parts)
+        trainer = Trainer(config, make_volumes(), make_volumes(10, seed=1), tmp_path, cpu=True)
+        values.append(trainer.validate())
+        assert max(taken) == 8 // parts and sum(taken) == len(trainer.heldout) == 10
+        taken.clear()
+    np.testing.assert_allclose(values, values[0], rtol=1e-5)
+
+
+@pytest.mark.parametrize("arm", EVERY_ARM)
 def test_every_arm_trains_and_leaves_an_encoder(arm, tmp_path):
     _, provenance = train(tmp_path, make_config(arm))
     metrics = pd.read_parquet(tmp_path / "metrics.parquet")

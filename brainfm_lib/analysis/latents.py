@@ -66,6 +66,9 @@ def measure_latents(tokens: np.ndarray) -> tuple[pd.DataFrame, pd.DataFrame]:
 def explained_table(pooled: np.ndarray, scans: pd.DataFrame, *, draws: int = 300, seed: int = 0) -> pd.DataFrame:
     """How much of the variance of pooled features (n, E) is between contrasts, sites and so on.
 
+    A subject counts once in each of its groups, with the mean over its scans there: scans of one person are alike, and
+    as rows of their own would make groups of few people differ. Scans of which a factor is not known are left out.
+
     Args:
         pooled: A row a scan.
         scans: n rows; of `FACTORS`, those columns that it has are asked; subject_id.
@@ -75,19 +78,27 @@ def explained_table(pooled: np.ndarray, scans: pd.DataFrame, *, draws: int = 300
         factor, groups, estimate, low, high: 95 %, percentiles of the draws less their bias, which is upwards, for a
         subject that is drawn twice makes its group look more alike.
     """
-    rng, rows = np.random.default_rng(seed), []
-    subjects, members = np.unique(scans["subject_id"].astype(str), return_inverse=True)
-    own = [np.flatnonzero(members == k) for k in range(len(subjects))]
-    samples = [np.concatenate([own[k] for k in rng.integers(len(own), size=len(own))]) for _ in range(draws)]
+    rows = []
     for factor in FACTORS:
-        if factor not in scans or scans[factor].nunique() < 2:
+        if factor not in scans:
             continue
-        groups = scans[factor].astype(str).to_numpy()
-        values = [variance_explained(pooled[rows_], groups[rows_]) for rows_ in samples]
-        estimate = variance_explained(pooled, groups)
+        known = (scans[factor].notna() & (scans[factor] != "")).to_numpy()
+        pairs = scans.loc[known, ["subject_id", factor]].astype(str)
+        numbers = pairs.groupby(["subject_id", factor], sort=True).ngroup().to_numpy()
+        units = pairs.drop_duplicates().sort_values(["subject_id", factor])
+        groups, members = units[factor].to_numpy(), pd.factorize(units["subject_id"])[0]
+        if units[factor].nunique() < 2:
+            continue
+        means = np.zeros((len(units), pooled.shape[1]))
+        np.add.at(means, numbers, pooled[known])
+        means /= np.bincount(numbers)[:, None]
+        rng, own = np.random.default_rng(seed), [np.flatnonzero(members == k) for k in range(members.max() + 1)]
+        samples = [np.concatenate([own[k] for k in rng.integers(len(own), size=len(own))]) for _ in range(draws)]
+        values = [variance_explained(means[drawn], groups[drawn]) for drawn in samples]
+        estimate = variance_explained(means, groups)
         low, high = np.nanquantile(values, [0.025, 0.975]) - (np.nanmean(values) - estimate)
         found = {"estimate": estimate, "low": float(low), "high": float(high)}
-        rows.append({"factor": factor, "groups": len(np.unique(groups)), **found})
+        rows.append({"factor": factor, "groups": units[factor].nunique(), **found})
     return pd.DataFrame(rows, columns=["factor", "groups", "estimate", "low", "high"])
 
 

@@ -82,7 +82,7 @@ def interpolate_residual(
     axes = [np.arange(n * patch, dtype=float) for n in grid]
     points = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1)
     nearest = NearestNDInterpolator(centres, residual)(points)
-    if len(visible) < 5 or any(np.ptp(centres, axis=0) == 0):
+    if len(visible) < 5 or np.linalg.matrix_rank(centres - centres[0]) < 3:  # in one plane, perhaps an oblique one
         return nearest.astype(np.float32)
     linear = LinearNDInterpolator(centres, residual)(points)
     return np.where(np.isnan(linear), nearest, linear).astype(np.float32)

@@ -1,12 +1,9 @@
 """Which volumes come when, and how they reach the device."""
 
-import os
-import re
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import lru_cache
 from itertools import count
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +12,7 @@ from torch import Tensor
 
 from brainfm_lib.data.storage import LEVELS
 from brainfm_lib.device import send
+from brainfm_lib.memory import free_memory
 from brainfm_lib.streams import stream
 
 HELD = 0.5  # of the free memory of device or host, at most, for volumes that stay in it
@@ -86,14 +84,3 @@ class Batches:
 def scaled(stored: Tensor) -> Tensor:
     """Volumes as they are stored -> float32 in [0, 1], on their device; `storage.as_float` of tensors."""
     return stored.float() / LEVELS if stored.dtype == torch.uint8 else stored.float()
-
-
-def free_memory() -> float:
-    """Bytes of the host's memory that this process may count on: what could be had, shared with its siblings."""
-    siblings = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    told = Path("/proc/meminfo").read_text() if Path("/proc/meminfo").is_file() else ""
-    available = re.search(r"MemAvailable: +(\d+) kB", told)  # files in the cache give way
-    if available:
-        return 1024 * int(available[1]) / siblings
-    pages = "SC_AVPHYS_PAGES" if "SC_AVPHYS_PAGES" in os.sysconf_names else "SC_PHYS_PAGES"
-    return os.sysconf(pages) * os.sysconf("SC_PAGE_SIZE") / siblings

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from resource import RLIM_INFINITY, RLIMIT_AS, getrlimit
 from threading import Lock
 
 import numpy as np
+
+from brainfm_lib.memory import total_memory
 
 MAPS = 16_384  # that a process keeps at most; Linux allows it 65,530
 HELD = 0.5  # of the memory, at most, below maps: what has left the page cache is read faster without one
@@ -29,6 +29,11 @@ class Reader:
     def __init__(self) -> None:
         self._compared: dict[Path, Compared] = {}
         self._maps, self._mapped = 0, 0  # how many, and bytes
+        self._lock = Lock()
+        self._strict = strict_commit()
+
+    def after_fork(self) -> None:
+        """In a child: a thread of its parent may have held the lock."""
         self._lock = Lock()
 
     def compare(self, file: Path, out: np.ndarray, expected: int | None) -> bool:
@@ -71,7 +76,12 @@ class Reader:
         import torch
 
         with self._lock:
-            if known.map is not None or self._maps >= MAPS or self._mapped + out.nbytes > HELD * _memory():
+            if (
+                self._strict
+                or known.map is not None
+                or self._maps >= MAPS
+                or self._mapped + out.nbytes > HELD * total_memory()
+            ):
                 return
             try:  # unlike numpy's, it keeps no file open, of which a process may have few
                 content = torch.from_file(str(file), shared=False, size=known.stamp[1], dtype=torch.uint8).numpy()
@@ -117,7 +127,7 @@ def _stamp(file: Path) -> tuple[int, int, int] | None:
     return seen.st_ino, seen.st_size, seen.st_mtime_ns
 
 
-def _memory() -> int:
-    """Bytes of memory of this machine, or of addresses that this process may have where they are fewer."""
-    memory, addresses = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), getrlimit(RLIMIT_AS)[0]
-    return memory if addresses == RLIM_INFINITY else min(memory, addresses)
+def strict_commit() -> bool:
+    """Whether this system counts private maps as memory that it has promised, and keeps its promises."""
+    setting = Path("/proc/sys/vm/overcommit_memory")
+    return setting.is_file() and setting.read_text().strip() == "2"

@@ -130,6 +130,15 @@ _reader = Reader()
 _mending = Lock()
 
 
+def _after_fork() -> None:
+    global _mending
+    _mending = Lock()
+    _reader.after_fork()
+
+
+os.register_at_fork(after_in_child=_after_fork)
+
+
 class VolumeSet:
     """Prepared volumes of at least one cohort as one, on one grid; nothing is read before it is asked for."""
 

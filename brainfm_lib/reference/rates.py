@@ -13,9 +13,9 @@ import torch
 from threadpoolctl import threadpool_limits
 
 from brainfm_lib.budget import seconds_per_step
-from brainfm_lib.data.batches import free_memory
 from brainfm_lib.data.phantom.bank import PhantomBank
 from brainfm_lib.device import best_device
+from brainfm_lib.memory import free_memory
 from brainfm_lib.objectives import ARMS
 from brainfm_lib.probes.linear import linear_probe
 from brainfm_lib.study import Study

@@ -152,6 +152,39 @@ def test_intervals_of_explained_variance_hold_the_truth_where_groups_say_nothing
         assert np.mean(held) > 0.8
 
 
+def test_scans_of_one_person_make_no_group_differ() -> None:
+    """Forty people of six scans each, every one himself, at ten sites that do nothing."""
+    above, estimates = [], []
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        person = np.repeat(np.arange(40), 6)
+        scans = pd.DataFrame({"subject_id": person, "site": (rng.permutation(40) % 10)[person].astype(str)})
+        pooled = rng.standard_normal((40, 16))[person] + 0.3 * rng.standard_normal((240, 16))
+        row = explained_table(pooled, scans, draws=60).iloc[0]
+        estimates.append(row["estimate"])
+        above.append(row["low"] > 0)
+    assert abs(np.mean(estimates)) < 0.02 and np.mean(above) < 0.15
+
+
+def test_what_is_not_known_of_a_scan_is_no_group() -> None:
+    """Two cohorts that differ; one knows its subjects' sexes, which say nothing, and only the other has diagnoses."""
+    rng = np.random.default_rng(0)
+    cohort = np.arange(400) // 200
+    scans = pd.DataFrame(
+        {
+            "subject_id": [f"s{i}" for i in range(400)],
+            "cohort": np.array(["a", "b"])[cohort],
+            "sex": np.where(cohort == 0, np.array(["F", "M"])[rng.integers(2, size=400)], ""),
+            "diagnosis": [None] * 200 + ["NC"] * 100 + ["AD"] * 100,
+            "site": [""] * 400,
+        }
+    )
+    found = explained_table(rng.standard_normal((400, 8)) + 2 * cohort[:, None], scans, draws=50).set_index("factor")
+    assert set(found.index) == {"cohort", "sex", "diagnosis"}
+    assert found.loc["cohort", "estimate"] > 0.4 and (found["groups"] == 2).all()
+    assert abs(found.loc["sex", "estimate"]) < 0.02 and abs(found.loc["diagnosis", "estimate"]) < 0.02
+
+
 def test_explained_table_asks_what_the_scans_have_and_resamples_subjects() -> None:
     rng = np.random.default_rng(1)
     scans = pd.DataFrame({"subject_id": np.arange(120) // 2, "contrast": np.arange(120) % 3, "site": ["one"] * 120})

@@ -94,8 +94,38 @@ def test_limits_on_maps_are_kept_and_what_is_beyond_is_read_all_the_same(tmp_pat
     assert mapped() == 6
     monkeypatch.setattr(reading, "MAPS", 4)
     assert mapped() == 4
-    monkeypatch.setattr(reading, "_memory", lambda: 4 * out.nbytes)  # half of it may lie below maps
+    monkeypatch.setattr(reading, "total_memory", lambda: 4 * out.nbytes)  # half of it may lie below maps
     assert mapped() == 2
+
+
+def test_where_maps_are_charged_for_there_are_none(tmp_path):
+    reader, file, out = Reader(), tmp_path / "a.npy", np.empty(SHAPE, np.float16)
+    assert reader._strict == (Path("/proc/sys/vm/overcommit_memory").read_text().strip() == "2")
+    reader._strict = True
+    assert reader.compare(file, out, write(file, volume(0)))
+    assert reader.again(file, out) and np.array_equal(out, volume(0)) and maps(tmp_path) == 0
+
+
+def test_a_forked_process_waits_for_no_lock_of_its_parents(tmp_path):
+    """As `torch.utils.data.DataLoader` forks its workers, while threads of its parent read."""
+    np.save(tmp_path / "a.npy", volume(0))
+    code = f"""
+import os, signal
+from pathlib import Path
+import numpy as np
+from brainfm_lib.data import store
+from brainfm_lib.data.reading import checksum
+file, out = Path({str(tmp_path / "a.npy")!r}), np.empty({SHAPE}, np.float16)
+assert store._reader.compare(file, out, checksum(np.load(file)))
+store._reader._lock.acquire(), store._mending.acquire()  # as a thread that lives on in the parent alone
+child = os.fork()
+if not child:
+    signal.alarm(20)
+    with store._mending:
+        os._exit(0 if store._reader.again(file, out) else 1)
+assert os.waitpid(child, 0)[1] == 0
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_where_no_map_is_to_be_had_volumes_are_read(tmp_path):
