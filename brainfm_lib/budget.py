@@ -61,6 +61,7 @@ def pretrain_within(
             path.write_text(json.dumps(plan, indent=2))
     print(_said(plan, base), flush=True)
     study = Study(profile, manifest, seed, objective, plan["overrides"], cpu=cpu)
+    print(study.pretraining_said(), flush=True)
     finished = {}
     for arm in study.arms:
         finished[arm] = study.run(f"pretrain:{arm}").id

@@ -24,7 +24,7 @@ app.add_typer(runs_app, name="runs")
 ManifestOption = Annotated[Path | None, typer.Option("--manifest", help="Data manifest; default the project's.")]
 ReportOption = Annotated[Path | None, typer.Option("--report", help="Write an HTML page: tables, and how scans look.")]
 INTERRUPTED = 130  # status after Ctrl-C
-REFUSED = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}  # by the disk, not by a mistake of ours
+REFUSED = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}  # by the system, no mistake of ours
 SMALLER = (
     "memory ran out; what was done before is kept. Take a smaller optimiser.batch_size, or more parts of it "
     "(optimiser.accumulate)."
@@ -118,7 +118,9 @@ def prepare(manifest: ManifestOption = None, profile: ProfileOption = "quick", r
             print(f"{name}: not prepared", flush=True)
             refused.append(str(one))
             continue
-        print(f"{name}: {len(one.volumes)} of {one.named} scans ready ({one.seconds:.1f} s)", flush=True)
+        scans, subjects = one.volumes.cohort.beyond
+        rest = f"; profile {profile} leaves out {scans:,} scans of {subjects:,} more subjects" if scans else ""
+        print(f"{name}: {len(one.volumes)} of {one.named} scans ready ({one.seconds:.1f} s){rest}", flush=True)
         made.append(one)
     print(f"\n{summary(made).to_string(index=False)}" if made else "no cohort is present")
     pairs = duplicates({one.volumes.cohort.name: one.volumes for one in made})
@@ -131,7 +133,9 @@ def prepare(manifest: ManifestOption = None, profile: ProfileOption = "quick", r
         print(f"report: {report}")
     refused += [reason for one in made for reason in one.volumes.refused["reason"]]
     if refused:
-        more = f" ({len(refused) - 1:,} more scans or cohorts were refused)" if len(refused) > 1 else ""
+        for reason in refused[1:LISTED]:
+            print(f"refused: {reason}")
+        more = f" ({len(refused) - 1:,} more were refused; --report FILE lists all)" if len(refused) > 1 else ""
         raise InputError(f"{refused[0]}{more} All others are ready, and a study goes on without the refused scans.")
 
 
@@ -157,6 +161,8 @@ def pretrain(
         pretrain_within(minutes, profile, objective, manifest, seed, cpu=cpu)
         return
     study = Study(profile, manifest, seed, objective, cpu=cpu, compile=compile, recompute=recompute)
+    if n_processes() == 1:
+        print(study.pretraining_said(), flush=True)
     for arm, run in pretrain_arms(study):
         print(f"{arm}: {run}", flush=True)
 

@@ -388,8 +388,11 @@ def _wavelength(frequency: float) -> str:
 
 
 def _cohort(study: Study, name: str) -> str:
-    scans = study.cohort(name).scans
-    return f"{name} ({scans['subject_id'].nunique()} subjects, {len(scans)} scans)"
+    scans, (more, others) = study.cohort(name).scans, study.cohort(name).beyond
+    taken = (
+        f"{n} of {n + left}" if left else n for n, left in ((scans["subject_id"].nunique(), others), (len(scans), more))
+    )
+    return "{} ({} subjects, {} scans{})".format(name, *taken, ": the profile takes no more" if more else "")
 
 
 def _list(names: list[str]) -> str:

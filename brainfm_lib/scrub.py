@@ -36,7 +36,7 @@ LOOKS_LIKE = {
         r"(?<![\w./:-])(?:/(?:home|Users|root|mnt|media|scratch|tmp|var|srv)/[\w.-]+|[A-Za-z]:\\Users\\\w+)"
     ),
     "a DICOM UID": re.compile(r"(?<![\w.])[12](?:\.\d+){7,}(?![\w.])"),
-    "an e-mail address": re.compile(r"(?<![\w.+-])[\w.+-]+@[\w-]+(?:\.[\w-]+)*\.[a-z]{2,}(?!\w)"),
+    "an e-mail address": re.compile(r"(?<![\w.+-])[\w.+-]+@(?!\d+\.npy\b)[\w-]+(?:\.[\w-]+)*\.[a-z]{2,}(?!\w)"),
     "a BIDS name": re.compile(r"(?<![\w-])(?:sub|ses)-(?=[A-Za-z]*\d)[A-Za-z0-9]{2,}(?![\w-])"),
 }
 

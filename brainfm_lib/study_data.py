@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from brainfm_lib.config import Profile
-from brainfm_lib.data.audit import divided_subjects, duplicates
+from brainfm_lib.data.audit import divided_subjects, duplicates, too_few
 from brainfm_lib.data.cohort import Cohort, describe_cohort
 from brainfm_lib.data.manifest import Manifest
 from brainfm_lib.data.pseudonyms import pseudonymised
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from brainfm_lib.data.phantom.bank import PhantomBank
 
 HELDOUT_SHARE = 0.1
+FEW = 100  # scans: so few to pretrain on need a word of explanation
 
 
 class StudyData:
@@ -130,6 +131,8 @@ class StudyData:
         by_site = self.manifest.tasks[task].grouped_by == "site"
         if table["subject_id"].nunique() < self.profile.evaluation.cross_validate_below:
             smallest = int(table.groupby("label")["subject_id"].nunique().min())
+            if smallest < 2:
+                raise InputError(too_few(self.manifest, task, table) or "")
             folds = min(5, max(smallest // 2, 2), max(table["site"].nunique(), 2) if by_site else 5)
             return table.assign(fold=assign_folds(table, seed=0, folds=folds, by_site=by_site))
         return table.assign(split=assign_splits(table, seed=0, by_site=by_site))
@@ -154,6 +157,25 @@ class StudyData:
             heldout = set(rest[:count]) | evaluated
             rows[name] = (np.flatnonzero(subjects.isin(train)), np.flatnonzero(subjects.isin(heldout)))
         return rows
+
+    def pretraining_said(self) -> str:
+        """How many subjects and scans of each cohort are trained on; why, where these are few."""
+        parts, total = [], 0
+        for name, (train, _) in self.pretraining_rows.items():
+            subjects = self.cohort(name).scans["subject_id"]
+            total += len(train)
+            seen, every = subjects.iloc[train].nunique(), subjects.nunique()
+            parts.append(f"{seen:,} of {every:,} subjects of {name} ({len(train):,} scans)")
+        why = f". {total} scans are few: {self._why_few}" if total < FEW and not self.manifest.transductive else ""
+        return f"pretraining on {', '.join(parts)}{why}"
+
+    @property
+    def _why_few(self) -> str:
+        below = self.profile.evaluation.cross_validate_below
+        return (
+            f"subjects that a task evaluates on are left out, and a task of fewer than {below} subjects is "
+            "cross-validated and evaluates on all of them"
+        )
 
     def _evaluated(self) -> tuple[dict[str, set[str]], set[str]]:
         """Subjects that tasks evaluate on, by cohort, and the contents of all their scans."""
@@ -209,8 +231,8 @@ class StudyData:
                 tables.append(scans.assign(subject_id=f"{name}/" + scans["subject_id"].astype(str), cohort=name))
         if not parts:
             raise InputError(
-                "No scan is left to pretrain on: every subject is a validation or test subject of a task; add a cohort "
-                "to `pretraining`, or set `transductive: true` in the manifest and say so in your report."
+                f"No scan is left to pretrain on: {self._why_few}. Add a cohort to `pretraining`, or set "
+                "`transductive: true` in the manifest and say so in your report."
             )
         return VolumeSet(parts), pd.concat(tables, ignore_index=True)
 

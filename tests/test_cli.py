@@ -1,6 +1,7 @@
 """The command line as a person meets it: one sentence, exit status 2, nothing half-written."""
 
 import contextlib
+import errno
 import io
 import json
 import os
@@ -12,8 +13,11 @@ from types import SimpleNamespace
 import nibabel as nib
 import numpy as np
 import pytest
+import yaml
 
 from brainfm_lib.cli import main
+
+PROFILES = Path(__file__).parents[1] / "brainfm_lib" / "profiles"
 
 
 def real_brainfm(*words, cwd, **environment):
@@ -89,6 +93,49 @@ def test_check_and_prepare_succeed_on_good_data(project):
     assert not (project / "store").exists() or not list((project / "store").glob("*/*.npy"))
     result = real_brainfm("prepare", "--profile", "tiny", cwd=project)
     assert result.returncode == 0 and "6 of 6 scans ready" in result.stdout, result.stderr
+
+
+def test_what_a_cap_leaves_out_and_how_few_are_trained_on_is_said(project):
+    profile = project / "small.yaml"
+    tiny = yaml.safe_load((PROFILES / "tiny.yaml").read_text())
+    profile.write_text(yaml.safe_dump({**tiny, "subjects": {"pretraining": 4, "downstream": 4}}))
+    result = brainfm("prepare", "--profile", str(profile), cwd=project)
+    assert "4 of 4 scans ready" in result.stdout and "leaves out 2 scans of 2 more subjects" in result.stdout
+    file = project / "data_manifest.yaml"
+    file.write_text(file.read_text().replace("transductive: true\n", ""))
+    assert "these are all 6, and 0 of the cohort's 6 subjects are left" in brainfm("check", cwd=project).stdout
+    sentence = one_sentence(brainfm("pretrain", "--profile", "tiny", "--objective", "mae", "--cpu", cwd=project))
+    assert "No scan is left to pretrain on" in sentence and "fewer than 30 subjects is cross-validated" in sentence
+    for i in range(6, 10):  # others than those six, which are nearly alike
+        own = brain(i) * (2 + np.cos(i * np.linspace(0, 6, 40)))
+        write_scan(project / "scans" / f"sub-{i}" / "anat" / f"sub-{i}_T1w.nii.gz", own)
+    with (project / "scans" / "participants.tsv").open("a") as table:
+        table.writelines(f"sub-{i}\t40\tF\tother\n" for i in range(6, 10))
+    file.write_text(file.read_text().replace("case: 1}", "case: 1, other: null}"))
+    said = brainfm("pretrain", "--profile", "tiny", "--objective", "mae", "--cpu", cwd=project).stdout
+    assert "pretraining on 2 of 10 subjects of clinic (2 scans). 2 scans are few" in said, said
+
+
+def test_a_class_of_too_few_subjects_is_named_before_anything_is_made(project):
+    table = project / "scans" / "participants.tsv"
+    assert "Class control of task disease has 3 subjects, and probes need 4" in brainfm("check", cwd=project).stdout
+    table.write_text(table.read_text().replace("case", "control").replace("30\tF\tcontrol", "30\tF\tcase"))
+    result = brainfm("check", cwd=project)
+    assert result.returncode == 2
+    assert "error   task disease: Class case of task disease has 1 subject," in result.stdout
+    file = project / "data_manifest.yaml"
+    file.write_text(file.read_text().replace("transductive: true\n", ""))
+    sentence = one_sentence(brainfm("pretrain", "--profile", "tiny", "--objective", "mae", "--cpu", cwd=project))
+    assert sentence.startswith("brainfm: Class case of task disease has 1 subject, and probes need 4: give more, merge")
+
+
+def test_a_folder_that_may_not_be_written_is_one_sentence(project, monkeypatch):
+    def refuse(*_arguments, **_options):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(project / "store"))
+
+    monkeypatch.setattr("brainfm_lib.data.digests.FileLock", refuse)
+    result = brainfm("prepare", "--profile", "tiny", cwd=project)
+    assert result.returncode == 1 and result.stderr.strip().splitlines()[-1].startswith("brainfm: Permission denied: ")
 
 
 BAD = {
@@ -176,6 +223,7 @@ def test_a_subject_on_both_sides_of_official_splits_is_an_error(project):
 def test_pretraining_from_the_command_line_leaves_a_run_and_resumes_for_free(project):
     first = brainfm("pretrain", "--profile", "tiny", "--objective", "mae", "--cpu", cwd=project)
     assert first.returncode == 0, first.stderr
+    assert first.stdout.startswith("pretraining on ")
     name = first.stdout.strip().split()[-1]
     assert brainfm("pretrain", "--profile", "tiny", "--objective", "mae", "--cpu", cwd=project).stdout == first.stdout
     listed = brainfm("runs", "list", cwd=project)

@@ -93,7 +93,9 @@ def test_case_does_not_count_and_a_longer_name_is_another(tmp_path: Path, text: 
 def test_what_looks_like_an_identifier_is_found(tmp_path: Path, text: str, kind: str) -> None:
     (tmp_path / "page.html").write_text(text)
     assert [f.kind for f in look_through(tmp_path)] == [kind]
-    (tmp_path / "page.html").write_text("version 1.2.3, https://a.org/home/x, sub-project, a@b, sub-XXXX")
+    (tmp_path / "page.html").write_text(
+        "version 1.2.3, https://a.org/home/x, sub-project, a@b, sub-XXXX, mean+std@1.npy"
+    )
     assert list(look_through(tmp_path)) == []
 
 

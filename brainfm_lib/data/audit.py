@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 
 from brainfm_lib.data.fingerprint import near_pairs
+from brainfm_lib.data.manifest import Manifest
 from brainfm_lib.data.splits import assign_folds
 from brainfm_lib.data.store import Volumes
 
@@ -25,6 +26,8 @@ COVARIATES = {
     "sex": "sex",
     "brain volume": "foreground_ml",
 }
+NEEDED = {"train": 1, "val": 1, "test": 2}  # subjects of a class, in splits; an interval needs two
+IN_FOLDS = 4  # without splits: two in each of two folds
 PAIRS = ["first", "second", "same_subject", "distance"]
 
 
@@ -67,6 +70,32 @@ def divided_subjects(table: pd.DataFrame) -> list[str]:
     """Subjects with scans on two sides of a task's split, or in two folds."""
     sides = table.groupby("subject_id")["split" if "split" in table else "fold"].nunique()
     return sorted(sides.index[sides > 1])
+
+
+def too_few(manifest: Manifest, task: str, table: pd.DataFrame) -> str | None:
+    """Which class of a task has fewer subjects than probes need, two to test on and others to learn from; a sentence.
+
+    Args:
+        manifest: With the task.
+        task: Its name.
+        table: As from `splits.task_table`: subject_id, label and, where files give them, split.
+    """
+    parts = NEEDED if "split" in table else {"": IN_FOLDS}
+    for part, needed in parts.items():
+        rows = table[table["split"] == part] if part else table
+        for label, name in enumerate(manifest.tasks[task].classes):
+            count = rows["subject_id"][rows["label"] == label].nunique()
+            if count < needed:
+                there = f" in the {part} split" if part else ""
+                return (
+                    f"Class {name} of task {task} has {_subjects(count)}{there}, and probes need {needed}: give more, "
+                    "merge the class with another, or map it to null."
+                )
+    return None
+
+
+def _subjects(count: int) -> str:
+    return f"{count} subject{'s' * (count != 1)}"
 
 
 def torn_pairs(side: Mapping[str, str], pairs: pd.DataFrame) -> pd.DataFrame:

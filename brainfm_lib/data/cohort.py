@@ -40,6 +40,7 @@ class Cohort:
         code: Modules that turn a scan into a volume.
         refused: Scans that the manifest names and that cannot be used: scan_uid, rule, reason.
         notes: What else is worth a look, a sentence each.
+        beyond: Scans, and their subjects, that a cap on the number of subjects leaves out.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Cohort:
     code: tuple[str, ...]
     refused: pd.DataFrame = field(default_factory=lambda: refusals([]))
     notes: tuple[str, ...] = ()
+    beyond: tuple[int, int] = (0, 0)
 
     def __len__(self) -> int:
         return len(self.scans)
@@ -132,11 +134,14 @@ def list_scans(manifest: Manifest, name: str, *, max_subjects: int | None = None
         notes += tuple(filter(None, [unmatched_note(scans, settings.labels, table)]))
     scans = scans.drop(columns="date", errors="ignore").sort_values("scan_uid", ignore_index=True)
     scans = _kept(scans, settings.contrasts, where)
+    beyond = (0, 0)
     if max_subjects is not None:
         order = sorted(scans["subject_id"].unique(), key=lambda subject: stable_hash([name, subject], 16))
-        scans = scans[scans["subject_id"].isin(order[:max_subjects])].reset_index(drop=True)
+        taken = scans["subject_id"].isin(order[:max_subjects])
+        beyond = int((~taken).sum()), len(order[max_subjects:])
+        scans = scans[taken].reset_index(drop=True)
     scans["digest"] = ""
-    return Cohort(name, settings.kind, scans, source, ("brainfm_lib.data.ingest",), refused, notes)
+    return Cohort(name, settings.kind, scans, source, ("brainfm_lib.data.ingest",), refused, notes, beyond)
 
 
 def _ancestors(folder: Path) -> tuple[tuple[str, str], ...]:

@@ -10,6 +10,7 @@ from typing import Literal
 
 from tqdm import tqdm
 
+from brainfm_lib.data.audit import too_few
 from brainfm_lib.data.cohort import Cohort, describe_cohort, list_scans
 from brainfm_lib.data.geometry import Geometry
 from brainfm_lib.data.manifest import Manifest, load_manifest
@@ -143,12 +144,22 @@ def _check_task(manifest: Manifest, name: str, cohort: Cohort) -> list[Finding]:
     subjects = table.groupby("label")["subject_id"].nunique()
     counts = ", ".join(f"{count} {settings.classes[label]}" for label, count in subjects.items())
     findings = [Finding("ok", where, f"{len(table)} scans of subjects {counts}.")]
+    few = too_few(manifest, name, table)
+    if few:
+        alone = "split" not in table and subjects.reindex(range(len(settings.classes)), fill_value=0).min() < 2
+        findings.append(Finding("error" if alone else "warning", where, few))
     several = int((table.groupby("subject_id")["label"].nunique() > 1).sum())
     if several:
         sentence = f"{several} subjects have scans of several classes; each stays in one split as a whole."
         findings.append(Finding("note", where, sentence))
     if settings.cohort in manifest.pretraining and not manifest.transductive:
+        every, asked = cohort.scans["subject_id"].nunique(), table["subject_id"].nunique()
         sentence = f"{settings.cohort} is pretrained on too: without the validation and test subjects of this task."
+        if "split" not in table:
+            sentence += (
+                f" Where it has so few subjects that a profile cross-validates it (`evaluation.cross_validate_below`), "
+                f"these are all {asked:,}, and {every - asked:,} of the cohort's {every:,} subjects are left."
+            )
         findings.append(Finding("note", where, sentence))
     lost = unmatched_scans(manifest, name, table)
     if lost:

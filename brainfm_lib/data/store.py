@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 INDEX = "index.parquet"
 REFUSED = "refused.parquet"
 PENDING = ".pending.jsonl"  # what was made since the index was written, a line a scan: a kill loses none of it
+THIS = "{this scan}"  # in what is remembered of a refused scan: others may have its content, and it may be moved
 FORMAT = 3  # of the folder
 PHANTOM_BATCH = 4
 WORKERS = 8  # threads at most
@@ -214,10 +215,12 @@ def open_volumes(
                 passing = _prepare(cohort.select(todo), geometry, folder, progress)
     known = {**_known_refusals(folder), **passing}
     found = cohort.scans[["scan_uid", "digest"]]
-    found = found[found["digest"].isin(list(known))].reset_index(drop=True)
+    found = found[found["digest"].isin(list(known))]
+    paths = cohort.scans["path"][found.index] if "path" in cohort.scans else [""] * len(found)
     found = found.assign(
-        rule=[known[digest][0] for digest in found["digest"]], reason=[known[digest][1] for digest in found["digest"]]
-    )
+        rule=[known[digest][0] for digest in found["digest"]],
+        reason=[known[digest][1].replace(THIS, path) for digest, path in zip(found["digest"], paths)],
+    ).reset_index(drop=True)
     if len(found) and on_error == "raise":
         others = f" ({len(found) - 1} more scans are listed in {folder / REFUSED})" if len(found) > 1 else ""
         raise InputError(f"{found['reason'][0]}{others}")
@@ -280,11 +283,12 @@ def _prepare(cohort: Cohort, geometry: Geometry, folder: Path, progress: bool) -
         with (folder / PENDING).open("a", encoding="utf-8") as pending:
             for row, outcome in bar:
                 digest = cohort.scans["digest"].iloc[row]
-                if isinstance(outcome, RefusedScan) and not outcome.lasting:
-                    passing[cohort.scans["digest"].iloc[row]] = (outcome.rule, str(outcome))
-                    continue
                 if isinstance(outcome, RefusedScan):
-                    note = {"digest": digest, "rule": outcome.rule, "reason": str(outcome)}
+                    reason = str(outcome).replace(cohort.scans["path"].iloc[row], THIS)
+                    if not outcome.lasting:
+                        passing[digest] = (outcome.rule, reason)
+                        continue
+                    note = {"digest": digest, "rule": outcome.rule, "reason": reason}
                 else:
                     stored, info = outcome
                     name = file_name(digest)

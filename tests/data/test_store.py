@@ -143,6 +143,21 @@ def test_bad_scans_are_refused_and_the_good_ones_prepared(make_bids, make_manife
     assert len(open_volumes(describe_cohort(manifest, "b"), GRID, progress=False)) == 5
 
 
+def test_a_refusal_names_the_scan_at_hand(make_bids, make_manifest, tmp_path):
+    """What is remembered is remembered of a content, which two files may share, and which may be moved."""
+    root = make_bids(4)
+    for name in ("sub-01", "sub-02"):
+        save_scan(root / f"{name}/anat/{name}_T1w.nii.gz", np.ones((20, 20, 20, 3), np.float32))
+    for _ in range(2):  # made, and remembered
+        found = open_volumes(describe_cohort(make_manifest(cohorts=BIDS), "b"), GRID, progress=False, on_error="report")
+        reasons = list(found.refused["reason"])
+        assert "sub-01_T1w" in reasons[0] and "sub-02_T1w" in reasons[1] and "sub-01" not in reasons[1]
+    root.rename(tmp_path / "elsewhere")
+    moved = make_manifest(cohorts={"b": {"kind": "bids", "root": "elsewhere"}})
+    found = open_volumes(describe_cohort(moved, "b"), GRID, progress=False, on_error="report")
+    assert all(f"{tmp_path}/elsewhere/" in reason for reason in found.refused["reason"])
+
+
 def test_cohort_without_a_single_good_scan(make_bids, make_manifest):
     root = make_bids(1)
     save_scan(root / "sub-00/anat/sub-00_T1w.nii.gz", np.zeros((40, 40, 40), np.float32))
