@@ -11,8 +11,8 @@ from typing import Any
 
 import pandas as pd
 
-from brainfm_lib.data.folders import dicom_hint, is_folder
-from brainfm_lib.data.tables import STANDARD, Scans, read_table, refusals, tidy
+from brainfm_lib.data.folders import dicom_hint, is_folder, stem
+from brainfm_lib.data.tables import STANDARD, Scans, first_few, read_table, refusals, tidy
 from brainfm_lib.errors import InputError
 
 CONTRASTS = {
@@ -43,7 +43,9 @@ def bids_scans(root: Path, cohort: str, suffixes: Mapping[str, str]) -> Scans:
         suffixes: File suffixes beyond `CONTRASTS`, with their contrasts.
 
     Returns:
-        The scans, with every column of the joined tables as text; refused are files that are there twice.
+        The scans, with every column of the joined tables as text; refused are files that are there twice, or whose
+        name contradicts their folder. The notes list scans without a row in a table that is there, and rows without a
+        scan.
 
     Raises:
         InputError: No such folder, no scans in it, or a table that cannot be joined.
@@ -51,17 +53,23 @@ def bids_scans(root: Path, cohort: str, suffixes: Mapping[str, str]) -> Scans:
     if not root.is_dir():
         raise InputError(f"The folder {root} of cohort {cohort} does not exist: mend the root or the variable in it.")
     contrasts = {**CONTRASTS, **suffixes}
-    rows, sessions = [], []
+    rows, misplaced = [], []
+    visits_of: dict[str, pd.DataFrame] = {}
     sidecars = _Sidecars(root)
     for subject in _folders(root, "sub-"):
         table = subject / f"{subject.name}_sessions.tsv"
         if table.is_file():
-            sessions.append(_keyed(table, "session_id", "ses-").assign(subject_id=subject.name))
+            visits_of[subject.name] = _keyed(table, "session_id", "ses-").assign(subject_id=subject.name)
         for place in [subject, *_folders(subject, "ses-")]:
             session = place.name if place is not subject else ""
             for file in _files(place / "anat"):
                 match = NAME.fullmatch(file.name)
                 if match is None or match["suffix"] not in contrasts:
+                    continue
+                said = _misplaced(match["entities"], subject.name, session)
+                if said:
+                    uid = f"{cohort}/{stem(file.relative_to(root).as_posix())}"
+                    misplaced.append((uid, "identifier", f"{file}: {said}"))
                     continue
                 contrast = contrasts[match["suffix"]]
                 about = sidecars.of(file, match["suffix"])
@@ -77,31 +85,62 @@ def bids_scans(root: Path, cohort: str, suffixes: Mapping[str, str]) -> Scans:
                         "field_strength": str(about.get("MagneticFieldStrength", "")),
                     }
                 )
+    if not rows and misplaced:
+        raise InputError(misplaced[0][2])
     if not rows:
         raise InputError(
             f"{root} holds no file sub-*/[ses-*/]anat/*_SUFFIX.nii[.gz] with SUFFIX among {', '.join(contrasts)}: "
             f"point the root of cohort {cohort} at a BIDS folder." + dicom_hint(root)
         )
-    scans = pd.DataFrame(rows)
+    scans = found = pd.DataFrame(rows)
     again = scans["scan_uid"].duplicated(keep=False)
     refused = refusals(
         [
             (uid, "identifier", f"{path} is there twice, with different endings: remove one of the two.")
             for uid, path in zip(scans["scan_uid"][again], scans["path"][again])
         ]
+        + misplaced
     )
     scans = scans[~again].reset_index(drop=True)
     for name in ("scanner", "field_strength"):
         if not (scans[name] != "").any():
             del scans[name]
+    notes = list(sidecars.damaged)
     participants = root / "participants.tsv"
     if participants.is_file():
         people = _keyed(participants, "participant_id", "sub-").rename(columns={"participant_id": "subject_id"})
+        notes += _unmatched(found, people, ["subject_id"], "participants.tsv")
         scans = _join(scans, people, ["subject_id"])
-    if sessions:
-        visits = pd.concat(sessions, ignore_index=True).rename(columns={"session_id": "session"})
+    if visits_of:
+        visits = pd.concat(visits_of.values(), ignore_index=True).rename(columns={"session_id": "session"})
+        asked = found[found["subject_id"].isin(list(visits_of))]
+        notes += _unmatched(asked, visits, ["subject_id", "session"], "the subjects' sessions.tsv")
         scans = _join(scans, visits.fillna(""), ["subject_id", "session"])
-    return Scans(tidy(scans), refused, tuple(sidecars.damaged))
+    return Scans(tidy(scans), refused, tuple(notes))
+
+
+def _misplaced(entities: str, subject: str, session: str) -> str:
+    """How the entities of a file's name contradict the folders that it lies in; empty where they do not."""
+    named = entities.split("_")
+    others = [name for name in named if name.startswith("ses-") and name != session] if session else []
+    if named[0] != subject:
+        return f"the name says {named[0]} and the folder {subject}: move the file, or rename it."
+    if others:
+        return f"the name says {others[0]} and the folder {session}: move the file, or rename it."
+    return ""
+
+
+def _unmatched(scans: pd.DataFrame, table: pd.DataFrame, keys: list[str], source: str) -> list[str]:
+    """Sentences that list the scans without a row in a table, and its rows without a scan."""
+    asked, given = pd.MultiIndex.from_frame(scans[keys]), pd.MultiIndex.from_frame(table[keys])
+    lost = scans["scan_uid"][~asked.isin(given)]
+    unused = [" ".join(key) for key in given[~given.isin(asked)]]
+    notes = []
+    if len(lost):
+        notes.append(f"{len(lost)} of {len(scans)} scans have no row in {source}: {first_few(lost)}.")
+    if unused:
+        notes.append(f"{len(unused)} of {len(table)} rows of {source} match no scan: {first_few(unused)}.")
+    return notes
 
 
 def _folders(parent: Path, prefix: str) -> list[Path]:
@@ -146,7 +185,7 @@ def _keyed(path: Path, key: str, prefix: str) -> pd.DataFrame:
     table = read_table(path)
     if key not in table:
         raise InputError(f"{path} has no column {key!r}: its columns are {', '.join(table.columns)}.")
-    table[key] = [value if value.startswith(prefix) else prefix + value for value in table[key]]
+    table[key] = [value if value.lower().startswith(prefix) else prefix + value for value in table[key]]
     again = table.index[table[key].duplicated()]
     if len(again):
         raise InputError(f"{path}, row {again[0] + 2}: {table[key][again[0]]} has a row already: keep one of them.")

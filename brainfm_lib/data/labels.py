@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from brainfm_lib.data.tables import STANDARD, read_table
+from brainfm_lib.data.tables import STANDARD, first_few, read_table
 from brainfm_lib.errors import InputError
 
 DAY_NUMBER = re.compile(r"(?:ses-)?[dDmM]?(\d{1,6})")
@@ -62,16 +62,17 @@ def add_labels(scans: pd.DataFrame, settings: LabelTable, path: Path) -> pd.Data
         visit (0 for a table without dates), NaN where nothing matches.
 
     Raises:
-        InputError: A column is missing, a date cannot be read, or a subject (on one date) has two rows.
+        InputError: A column is missing, a date cannot be read, a subject (on one date) has two rows, or subjects that
+            are compared by number share one.
     """
     table = read_table(path)
     wanted = [settings.subject, *settings.columns.values(), *([settings.date] if settings.date else [])]
     for name in wanted:
         if name not in table:
             raise InputError(f"{path} has no column {name!r}: its columns are {', '.join(table.columns)}.")
-    keys = _keys(table[settings.subject], settings.match)
+    keys = _keys(table[settings.subject], settings.match, str(path))
     table = table.assign(_key=keys)[keys != ""]
-    own = _keys(scans["subject_id"], settings.match)
+    own = _keys(scans["subject_id"], settings.match, f"The scans that {path} is joined to")
     if settings.date is None:
         again = table.index[table["_key"].duplicated()]
         if len(again):
@@ -98,9 +99,8 @@ def unmatched_note(scans: pd.DataFrame, settings: LabelTable, path: Path) -> str
     lost = scans["scan_uid"][scans[DISTANCE].isna()]
     if lost.empty:
         return ""
-    listed = ", ".join(sorted(lost)[:5]) + (" ..." if len(lost) > 5 else "")
     within = f" within {settings.window_days} days" if settings.date else ""
-    return f"{len(lost)} of {len(scans)} scans have no row{within} in {path.name} and so no label: {listed}."
+    return f"{len(lost)} of {len(scans)} scans have no row{within} in {path.name} and so no label: {first_few(lost)}."
 
 
 def _nearest(
@@ -116,8 +116,8 @@ def _nearest(
             f"{path} gives dates of visits, but the scans have no column {settings.scan_date!r}: name theirs under "
             f"'scan_date' (they have {', '.join(scans.columns)})."
         )
-    visit_days, visit_kind = _days(table[settings.date], path)
-    scan_days, scan_kind = _days(scans[settings.scan_date], path)
+    visit_days, visit_kind = _days(table[settings.date], str(path))
+    scan_days, scan_kind = _days(scans[settings.scan_date], "The table of the scans")
     if visit_kind and scan_kind and visit_kind != scan_kind:
         raise InputError(
             f"{path}: visits are dated by {visit_kind} and scans by {scan_kind}: give both in the same way."
@@ -148,14 +148,27 @@ def _nearest(
     return place, distance
 
 
-def _keys(subjects: pd.Series, match: str) -> pd.Series:
-    text = subjects.astype(str).str.strip()
+def _keys(subjects: pd.Series, match: str, source: str) -> pd.Series:
+    """What subjects are compared by; InputError where it is a number that two of them share (021 and 21 are one)."""
+    text = subjects.astype(str).str.strip().str.removeprefix("sub-")
     if match == "exact":
-        return text.str.removeprefix("sub-")
-    return text.str.extract(r"(\d+)\D*$", expand=False).fillna("").str.lstrip("0").where(text.str.contains(r"\d"), "")
+        return text
+    text = text.str.replace(r"0*(\d+\D*)$", r"\1", regex=True)
+    numbers = text.str.extract(r"(\d+)\D*$", expand=False).fillna("")
+    people = pd.DataFrame({"number": numbers, "text": text, "given": subjects})[numbers != ""]
+    people = people.drop_duplicates(["number", "text"])
+    shared = people[people["number"].duplicated(keep=False)]
+    if len(shared):
+        number = shared["number"].iloc[0]
+        one, other, *_ = shared["given"][shared["number"] == number]
+        raise InputError(
+            f"{source}: the subjects {one!r} and {other!r} share the number {number}, so 'match: number' would mix up "
+            "their labels: write 'match: exact' to compare whole identifiers, or give each subject its own number."
+        )
+    return numbers
 
 
-def _days(values: pd.Series, path: Path) -> tuple[np.ndarray, str]:
+def _days(values: pd.Series, source: str) -> tuple[np.ndarray, str]:
     """Days as float64 (NaN where empty), and how they are given: "day numbers", "dates", or "" where all are empty."""
     text = values.astype(str).str.strip()
     given = text != ""
@@ -167,7 +180,7 @@ def _days(values: pd.Series, path: Path) -> tuple[np.ndarray, str]:
     bad = text.index[given & read.isna()]
     if len(bad):
         raise InputError(
-            f"{path}: the date {text[bad[0]]!r} of column {values.name!r} cannot be read: write it as 2011-07-23, or "
+            f"{source}: the date {text[bad[0]]!r} of column {values.name!r} cannot be read: write it as 2011-07-23, or "
             "as a number of days."
         )
     days = (read - pd.Timestamp(0)) / pd.Timedelta(days=1)

@@ -16,7 +16,7 @@ from brainfm_lib.data.geometry import Geometry
 from brainfm_lib.data.manifest import Manifest, load_manifest
 from brainfm_lib.data.quality import check_headers
 from brainfm_lib.data.settings import IngestSettings
-from brainfm_lib.data.splits import task_table, unmatched_scans
+from brainfm_lib.data.splits import split_notes, task_table
 from brainfm_lib.data.store import Volumes, open_volumes
 from brainfm_lib.errors import InputError
 
@@ -161,8 +161,5 @@ def _check_task(manifest: Manifest, name: str, cohort: Cohort) -> list[Finding]:
                 f"these are all {asked:,}, and {every - asked:,} of the cohort's {every:,} subjects are left."
             )
         findings.append(Finding("note", where, sentence))
-    lost = unmatched_scans(manifest, name, table)
-    if lost:
-        listed = ", ".join(lost[:5]) + (" ..." if len(lost) > 5 else "")
-        findings.append(Finding("warning", where, f"{len(lost)} scan_uid of its split files match no scan: {listed}."))
+    findings += [Finding("warning", where, note) for note in split_notes(manifest, name, cohort)]
     return findings

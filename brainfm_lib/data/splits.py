@@ -9,7 +9,7 @@ import pandas as pd
 
 from brainfm_lib.data.cohort import Cohort
 from brainfm_lib.data.manifest import OTHER, Manifest, TaskSettings
-from brainfm_lib.data.tables import read_table
+from brainfm_lib.data.tables import first_few, read_table
 from brainfm_lib.errors import InputError
 
 COLUMNS = ["scan_uid", "subject_id", "label", "row", "contrast", "site", "age", "sex"]
@@ -31,6 +31,23 @@ def task_table(manifest: Manifest, task: str, cohort: Cohort, *, allow_leak: boo
     Raises:
         InputError: The label column or a label value is unknown, a class is empty, or the split files leak.
     """
+    settings = manifest.task(task)
+    table = _labelled(manifest, task, cohort)
+    if settings.splits is None:
+        return table
+    split = read_split_files(manifest, settings, table, cohort.name, allow_leak=allow_leak)
+    kept = split.notna()
+    table = table[kept].assign(split=split[kept]).reset_index(drop=True)
+    if settings.splits.val is None:  # no official validation subjects: some of the training ones, by hash
+        train = table[table["split"] == "train"]
+        table.loc[train.index, "split"] = assign_splits(train, seed=0, test=0.0)
+    if not allow_leak:
+        check_disjoint(table, table["split"], f"{manifest.path.name}, task {task}")
+    return table
+
+
+def _labelled(manifest: Manifest, task: str, cohort: Cohort) -> pd.DataFrame:
+    """Scans of a task as `task_table` gives them, before any split."""
     settings = manifest.task(task)
     where = f"{manifest.path.name}, task {task}"
     scans = cohort.scans
@@ -61,16 +78,6 @@ def task_table(manifest: Manifest, task: str, cohort: Cohort, *, allow_leak: boo
         raise InputError(
             f"{where}: no scan has the class {empty[0]}: check mapping and contrasts, or take more subjects."
         )
-    if settings.splits is None:
-        return table
-    split = read_split_files(manifest, settings, table, cohort.name, allow_leak=allow_leak)
-    kept = split.notna()
-    table = table[kept].assign(split=split[kept]).reset_index(drop=True)
-    if settings.splits.val is None:  # no official validation subjects: some of the training ones, by hash
-        train = table[table["split"] == "train"]
-        table.loc[train.index, "split"] = assign_splits(train, seed=0, test=0.0)
-    if not allow_leak:
-        check_disjoint(table, table["split"], where)
     return table
 
 
@@ -179,8 +186,8 @@ def read_split_files(
             found += full in owner
         if not found:
             raise InputError(
-                f"{path}: none of its {len(listed)} scan_uid is a scan of cohort {cohort} "
-                f"(which has, for example, {next(iter(owner))}): use the same identifiers."
+                f"{path}: none of its {len(listed)} scan_uid is a scan of cohort {cohort} that this task labels "
+                f"(for example {next(iter(owner))}): use the same identifiers, and check mapping and contrasts."
             )
     return table["scan_uid"].map(place).astype(object).where(lambda split: split.notna(), None)
 
@@ -194,6 +201,39 @@ def unmatched_scans(manifest: Manifest, task: str, table: pd.DataFrame) -> list[
     listed = [uid for name in names if name for uid in read_table(manifest.resolve(name))["scan_uid"]]
     known = {uid for full in table["scan_uid"] for uid in (full, full.removeprefix(f"{settings.cohort}/"))}
     return [uid for uid in listed if uid not in known]
+
+
+def split_notes(manifest: Manifest, task: str, cohort: Cohort) -> list[str]:
+    """Sentences on what a task's official split files and its cohort do not share.
+
+    Args:
+        manifest: From `load_manifest`.
+        task: Its name.
+        cohort: The task's cohort, whole.
+
+    Returns:
+        One on identifiers in the files that match no scan of the cohort, be it labelled, left out or refused; one on
+        labelled scans that stand in no file.
+
+    Raises:
+        InputError: As `task_table`.
+    """
+    settings = manifest.task(task)
+    if settings.splits is None:
+        return []
+    lost = unmatched_scans(manifest, task, pd.concat([cohort.scans[["scan_uid"]], cohort.refused[["scan_uid"]]]))
+    labelled = _labelled(manifest, task, cohort)
+    split = read_split_files(manifest, settings, labelled, cohort.name, allow_leak=True)
+    unlisted = labelled["scan_uid"][split.isna()]
+    notes = []
+    if lost:
+        notes.append(f"{len(lost)} scan_uid of its split files match no scan: {first_few(lost)}.")
+    if len(unlisted):
+        notes.append(
+            f"{len(unlisted)} of {len(labelled)} labelled scans stand in no split file and are left out: "
+            f"{first_few(unlisted)}."
+        )
+    return notes
 
 
 def check_disjoint(table: pd.DataFrame, split: pd.Series, where: str = "the split") -> None:

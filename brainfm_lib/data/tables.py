@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import csv
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,6 +16,7 @@ STANDARD = ("subject_id", "scan_uid", "session", "contrast", "site", "age", "sex
 OPTIONAL = ("date",)  # may be named under `columns` too
 UNKNOWN = {"", "n/a", "nan"}
 REFUSED = ["scan_uid", "rule", "reason"]
+SEPARATORS = (",", ";", "\t")
 
 
 class Scans(NamedTuple):
@@ -35,19 +38,25 @@ def refusals(rows: Sequence[tuple[str, str, str]]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=REFUSED, dtype=object)
 
 
+def first_few(names: Iterable[str]) -> str:
+    """The first five of some names in a fixed order, with dots where there are more."""
+    ordered = sorted(names)
+    return ", ".join(ordered[:5]) + (" ..." if len(ordered) > 5 else "")
+
+
 def read_table(path: Path) -> pd.DataFrame:
     """Read a CSV or TSV file as text; unknown values (n/a, NaN) become the empty string.
 
-    The index counts rows below the header as they stand in the file; blank lines are left out.
+    The index counts rows below the header as they stand in the file; blank lines are left out. A header without the
+    separator that the file's name promises may have another: comma, semicolon or tab.
 
     Raises:
         InputError: The file is missing, empty, not UTF-8, or has rows of unequal length or columns of one name.
     """
-    separator = "\t" if path.suffix.lower() in (".tsv", ".txt") else ","
     try:
         raw = pd.read_csv(
             path,
-            sep=separator,
+            sep=_separator(path),
             dtype=str,
             header=None,
             keep_default_na=False,
@@ -74,6 +83,24 @@ def read_table(path: Path) -> pd.DataFrame:
         values = table[name].fillna("").str.strip()
         table[name] = values.where(~values.str.lower().isin(UNKNOWN), "")
     return table
+
+
+def _separator(path: Path) -> str:
+    """What separates the columns of a file's header: by its name, else what the header holds outside quotes."""
+    first = pd.read_csv(
+        path,
+        sep="\x1f",  # in no header: the line comes as one piece
+        nrows=1,
+        dtype=str,
+        header=None,
+        keep_default_na=False,
+        encoding="utf-8-sig",
+        quoting=csv.QUOTE_NONE,
+        skip_blank_lines=False,
+    )
+    header = re.sub(r'"[^"]*"', "", str(first.iloc[0, 0]))
+    expected = "\t" if path.suffix.lower() in (".tsv", ".txt") else ","
+    return expected if expected in header else max((expected, *SEPARATORS), key=header.count)
 
 
 def pick_columns(table: pd.DataFrame, columns: Mapping[str, str], path: Path) -> pd.DataFrame:
@@ -109,8 +136,9 @@ def tidy(table: pd.DataFrame) -> pd.DataFrame:
             table[name] = ""
     initial = table["sex"].astype(str).str.strip().str.upper().str[:1]
     table["sex"] = initial.where(initial.isin(["M", "F"]), "")
-    age = table["age"].astype(str).str.extract(r"^0*(\d+(?:\.\d*)?|\.\d+)", expand=False) if "age" in table else None
-    table["age"] = pd.to_numeric(age, errors="coerce") if age is not None else float("nan")
+    ages = table["age"].astype(str).str.replace(",", ".") if "age" in table else None
+    number = ages.str.extract(r"^0*(\d+(?:\.\d*)?|\.\d+)", expand=False) if ages is not None else None
+    table["age"] = pd.to_numeric(number, errors="coerce") if number is not None else float("nan")
     rest = [name for name in table.columns if name not in STANDARD]
     return table[[*STANDARD, *rest]].reset_index(drop=True)
 

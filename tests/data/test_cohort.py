@@ -75,6 +75,66 @@ def test_bids_folder_with_sessions_agents_and_tables_from_other_programs(make_ma
     assert np.isnan(other["age"]) and (other["sex"], other["diagnosis"], other["group"]) == ("", "", "control")
 
 
+def bids(make_manifest):
+    return list_scans(make_manifest(cohorts={"b": {"kind": "bids", "root": "bids"}}), "b")
+
+
+def test_scans_and_rows_of_a_bids_folder_without_a_partner_are_listed(make_bids, make_manifest):
+    root = make_bids(4)
+    assert bids(make_manifest).notes == ()
+    table = root / "participants.tsv"
+    table.write_text(table.read_text().replace("sub-01\t", "sub-1\t").replace("sub-02\t", "SUB-02\t"))
+    assert bids(make_manifest).notes == (
+        "2 of 4 scans have no row in participants.tsv: b/sub-01_T1w, b/sub-02_T1w.",
+        "2 of 4 rows of participants.tsv match no scan: SUB-02, sub-1.",
+    )
+    table.unlink()
+    assert bids(make_manifest).notes == ()
+
+
+def test_sessions_without_a_partner_are_listed_where_their_subject_has_a_table(make_bids, make_manifest):
+    root = make_bids(1)
+    (root / "participants.tsv").write_text("participant_id\tdiagnosis\nsub-01\tNC\nsub-02\tNC\nsub-00\tNC\n")
+    for subject in ("sub-01", "sub-02"):
+        for session in ("ses-01", "ses-02"):
+            save_scan(root / subject / session / f"anat/{subject}_{session}_T1w.nii.gz")
+    (root / "sub-01/sub-01_sessions.tsv").write_text("session_id\tdiagnosis\nses-1\tAD\nses-02\tAD\n")
+    cohort = bids(make_manifest)
+    assert cohort.scans.set_index("scan_uid")["diagnosis"]["b/sub-01_ses-02_T1w"] == "AD"
+    assert cohort.notes == (
+        "1 of 2 scans have no row in the subjects' sessions.tsv: b/sub-01_ses-01_T1w.",
+        "1 of 2 rows of the subjects' sessions.tsv match no scan: sub-01 ses-1.",
+    )
+    (root / "sub-02/sub-02_sessions.tsv").write_text("session_id\tdiagnosis\n")
+    assert "3 of 4 scans have no row in the subjects' sessions.tsv" in bids(make_manifest).notes[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("sub-00_ses-a", "the name says sub-00 and the folder sub-01"),
+        ("sub-01_ses-b", "the name says ses-b and the folder ses-a"),
+    ],
+)
+def test_a_scan_whose_name_contradicts_its_folder_is_refused(make_bids, make_manifest, name, words):
+    root = make_bids(2)
+    for right in ("sub-00/ses-a/anat/sub-00_ses-a", "sub-01/ses-b/anat/sub-01_ses-b"):
+        save_scan(root / f"{right}_T1w.nii.gz")
+    save_scan(root / f"sub-01/ses-a/anat/{name}_T1w.nii.gz")
+    save_scan(root / "sub-01/ses-a/anat/sub-01_T2w.nii.gz")
+    cohort = bids(make_manifest)
+    kept = ["b/sub-00_T1w", "b/sub-00_ses-a_T1w", "b/sub-01_T1w", "b/sub-01_T2w", "b/sub-01_ses-b_T1w"]
+    assert sorted(cohort.scans["scan_uid"]) == sorted(kept)
+    assert cohort.refused["scan_uid"].tolist() == [f"b/sub-01/ses-a/anat/{name}_T1w"]
+    assert f"{name}_T1w.nii.gz: {words}: move" in cohort.refused["reason"][0]
+
+
+def test_a_bids_folder_of_misplaced_scans_alone_says_so(make_manifest, tmp_path):
+    save_scan(tmp_path / "bids/sub-01/anat/sub-1_T1w.nii.gz")
+    with pytest.raises(InputError, match="the name says sub-1 and the folder sub-01"):
+        bids(make_manifest)
+
+
 def test_digest_follows_content_and_labels_but_not_place(make_bids, make_manifest, tmp_path):
     root = make_bids(4)
     cohorts = {"b": {"kind": "bids", "root": "bids"}}
@@ -154,6 +214,27 @@ def test_every_bad_table_is_one_sentence_with_its_place(make_manifest, tmp_path,
     with pytest.raises(InputError, match=words) as caught:
         describe_cohort(manifest, "t")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "separator"), [("t.csv", ","), ("t.csv", ";"), ("t.csv", "\t"), ("t.tsv", ";"), ("t.txt", ",")]
+)
+def test_a_table_is_read_by_the_separator_of_its_header(make_manifest, tmp_path, name, separator):
+    old, young = ('"72,5"', '"8,5"') if separator == "," else ("72,5", "8,5")
+    header = ["path", "subject_id", '"age, years"', "dx"]
+    rows = [header, ["s0.nii.gz", "p0", old, ""], ["s1.nii.gz", "p1", young, ""]]
+    write_table(tmp_path, "")
+    (tmp_path / "scans" / name).write_text("\ufeff" + "\r\n".join(map(separator.join, rows)) + "\r\n")
+    settings = {**TABLE, "table": name, "contrast": "T1w", "columns": {"age": "age, years"}}
+    scans = list_scans(make_manifest(cohorts={"t": settings}), "t").scans
+    assert scans["age"].tolist() == [72.5, 8.5] and scans["subject_id"].tolist() == ["p0", "p1"]
+
+
+def test_commas_in_the_header_of_a_tsv_are_text(make_manifest, tmp_path):
+    write_table(tmp_path, "")
+    (tmp_path / "scans/t.tsv").write_text("path\tsubject_id\tdx, by, whom; when\ns0.nii.gz\tp\tAD; 2\n")
+    scans = list_scans(make_manifest(cohorts={"t": {**TABLE, "table": "t.tsv", "contrast": "T1w"}}), "t").scans
+    assert scans["dx, by, whom; when"].tolist() == ["AD; 2"]
 
 
 def test_bad_rows_are_refused_and_the_others_stay(make_manifest, tmp_path):

@@ -204,6 +204,52 @@ def test_every_bad_table_of_labels_is_one_sentence(tmp_path, make_manifest, visi
     assert "\n" not in str(caught.value)
 
 
+def labelled(tmp_path, make_manifest, scans, labels, **settings):
+    """List a cohort of the scans `subject_id,date` with a table of labels `who,when,what` beside it."""
+    for number in range(len(scans)):
+        (tmp_path / f"{number}.nii.gz").write_bytes(b"")
+    rows = [f"{number}.nii.gz,{line}" for number, line in enumerate(scans)]
+    (tmp_path / "scans.csv").write_text("\n".join(["path,subject_id,date", *rows]) + "\n")
+    (tmp_path / "visits.csv").write_text("\n".join(["who,when,what", *labels]) + "\n")
+    given = {"table": "visits.csv", "subject": "who", "date": "when", "columns": {"what": "what"}, **settings}
+    cohort = {"kind": "table", "table": "scans.csv", "root": ".", "contrast": "T1w", "labels": given}
+    return list_scans(make_manifest(cohorts={"c": cohort}), "c")
+
+
+@pytest.mark.parametrize("date", ["when", None])
+@pytest.mark.parametrize(
+    ("scans", "labels", "words"),
+    [
+        (
+            ["A-001,9"],
+            ["A_001,9,NC", "B_001,8,AD"],
+            r"visits\.csv: the subjects 'A_001' and 'B_001' share the number 1",
+        ),
+        (["A-001,9", "B-01,9"], ["A_001,9,NC"], r"scans that .*visits\.csv.*'A-001' and 'B-01' share the number 1"),
+        (["S1,9"], ["S1_v1,9,NC", "S2_v1,8,AD"], r"'S1_v1' and 'S2_v1' share the number 1.*'match: exact'"),
+    ],
+)
+def test_subjects_that_share_a_number_are_not_compared_by_it(tmp_path, make_manifest, scans, labels, words, date):
+    with pytest.raises(InputError, match=words) as caught:
+        labelled(tmp_path, make_manifest, scans, labels, match="number", date=date)
+    assert "\n" not in str(caught.value)
+
+
+def test_one_subject_may_be_written_with_and_without_zeros_and_have_the_number_zero(tmp_path, make_manifest):
+    scans = ["sub-A000,10", "A-100,10", "A-100,400"]
+    labels = ["A_000,10,none", "A_0100,10,early", "A_100,400,late", ",10,nobody"]
+    cohort = labelled(tmp_path, make_manifest, scans, labels, match="number")
+    assert cohort.scans["what"].tolist() == ["none", "early", "late"] and cohort.notes == ()
+
+
+def test_a_date_that_cannot_be_read_is_blamed_on_the_table_that_holds_it(tmp_path, make_manifest):
+    with pytest.raises(InputError, match=r"The table of the scans: the date '01.03.2012' of column 'date'") as caught:
+        labelled(tmp_path, make_manifest, ["A,01.03.2012"], ["A,2012-03-01,x"])
+    assert "visits.csv" not in str(caught.value)
+    with pytest.raises(InputError, match=r"visits\.csv: the date '01.03.2012' of column 'when'"):
+        labelled(tmp_path, make_manifest, ["A,2012-03-01"], ["A,01.03.2012,x"])
+
+
 def test_pattern_fields_globs_and_repeats():
     expression = compile_pattern("{subject_id:S*}/{session}/{subject_id}_*_{contrast}.nii.gz")
     match = expression.fullmatch("S1/a/S1_x_T1w.nii.gz")

@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -11,6 +13,7 @@ from brainfm_lib.data.splits import (
     assign_splits,
     check_disjoint,
     held_out_subjects,
+    split_notes,
     task_table,
 )
 from brainfm_lib.errors import InputError
@@ -130,8 +133,33 @@ def test_official_split_files_are_followed(make_manifest, tmp_path):
     assert set(table["subject_id"]) <= set(subjects[:55])
     assert (table["split"] == table["subject_id"].map(dict.fromkeys(subjects[:30], "train")).fillna("x")).any()
     assert held_out_subjects([table]) == {s for s in table["subject_id"] if s in subjects[30:55]}
-    # The files name MCI scans, which the task leaves out: they are counted, not hidden.
-    assert any("match no scan" in finding.sentence for finding in check(manifest.path))
+
+
+def test_split_files_and_cohort_say_what_they_do_not_share(make_manifest, tmp_path):
+    manifest = official(make_manifest)
+    cohort = describe_cohort(manifest, "p")
+    subjects = sorted(cohort.scans["subject_id"].unique())
+    write_splits(tmp_path, cohort, train=subjects[:30], val=subjects[30:40], test=subjects[40:])
+    assert "MCI" in set(cohort.scans["diagnosis"]) and split_notes(manifest, "t", cohort) == []
+    write_splits(tmp_path, cohort, test=subjects[40:55])
+    with (tmp_path / "test.csv").open("a") as file:
+        file.write("x,sub-x_ses-1\nx,p/broken\n")
+    refused = pd.DataFrame({"scan_uid": ["p/broken"], "rule": ["file"], "reason": ["It is damaged."]})
+    left_out = cohort.scans["subject_id"].isin(subjects[55:]) & (cohort.scans["diagnosis"] != "MCI")
+    used = (cohort.scans["diagnosis"] != "MCI").sum()
+    lost, unlisted = split_notes(manifest, "t", dataclasses.replace(cohort, refused=refused))
+    assert lost == "1 scan_uid of its split files match no scan: sub-x_ses-1."
+    assert unlisted.startswith(f"{left_out.sum()} of {used} labelled scans stand in no split file and are left out: p/")
+
+
+def test_a_split_file_of_scans_that_the_task_leaves_out_names_the_mapping(make_manifest, tmp_path):
+    manifest = official(make_manifest)
+    cohort = describe_cohort(manifest, "p")
+    mild = cohort.scans[cohort.scans["diagnosis"] == "MCI"]["subject_id"].iloc[0]
+    write_splits(tmp_path, cohort, train=[mild])
+    listed = r"none of its 2 scan_uid is a scan of cohort p that this task labels .* check mapping"
+    with pytest.raises(InputError, match=listed):
+        task_table(manifest, "t", cohort)
 
 
 def test_without_official_validation_subjects_some_training_ones_serve(make_manifest, tmp_path):
