@@ -47,6 +47,53 @@ def test_the_interval_holds_the_truth_where_the_signal_is_weak(directions: int) 
     assert np.mean(held) >= 0.9
 
 
+@pytest.mark.parametrize(
+    ("deviations", "planted", "subjects"),
+    [
+        (np.arange(1, 97) ** -0.5, [11], 250),  # one direction of many, that a sample turns into its neighbours
+        (np.linspace(2, 1, 32), [10], 1000),
+        (np.linspace(2, 1, 32), range(8, 24), 1000),
+        (np.linspace(2, 1, 32), [10], 60),  # where nothing can be told
+    ],
+)
+def test_the_interval_holds_the_truth_where_variances_are_close(deviations, planted, subjects: int) -> None:
+    truth, found = len(planted), []
+    for seed in range(6):
+        rng = np.random.default_rng(seed)
+        labels = np.repeat([0, 1], subjects)
+        features = rng.standard_normal((len(labels), len(deviations)))
+        features[np.ix_(labels == 1, planted)] += 3.5 / np.sqrt(truth)
+        names = np.array([f"s{i}" for i in range(len(labels))])
+        found.append(discriminative_dimension(features * deviations, labels, names))
+    assert np.mean([one.low <= truth <= one.high for one in found]) > 0.8
+    assert all(1 <= one.low <= one.estimate <= one.high <= len(deviations) for one in found)
+    if subjects > 100:
+        assert np.median([one.estimate for one in found]) == pytest.approx(truth, rel=0.3, abs=2)
+    else:
+        assert all(one.low < 2 and one.high > 16 for one in found)
+
+
+def test_a_dimension_that_no_equal_share_explains_is_bounded_by_what_was_measured() -> None:
+    rng = np.random.default_rng(0)
+    labels = np.repeat([0, 1], 250)
+    features = rng.standard_normal((500, 96))
+    features[np.ix_(labels == 1, [0, 60])] += 3 / np.sqrt(2)  # far apart; neighbours there are turned into many
+    found = discriminative_dimension(features / np.sqrt(np.arange(1, 97)), labels, np.arange(500).astype(str))
+    assert found.low <= 2 <= found.high < 10
+
+
+def test_the_dimension_follows_a_dial() -> None:
+    rng = np.random.default_rng(0)
+    labels = np.repeat([0, 1], 400)
+    noise = rng.standard_normal((800, 64))
+    found = []
+    for directions in (1, 2, 4, 8, 16, 32):
+        shift = np.where(np.arange(64) < directions, 3 / np.sqrt(directions), 0)
+        features = (noise + labels[:, None] * shift) / np.sqrt(np.arange(1, 65))
+        found.append(discriminative_dimension(features, labels, np.arange(800).astype(str)).estimate)
+    assert np.all(np.diff(found) > 0)
+
+
 def test_the_curve_rises_where_the_signal_comes_in() -> None:
     rng = np.random.default_rng(4)
     labels = np.arange(400) % 2
