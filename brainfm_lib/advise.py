@@ -16,7 +16,7 @@ from scipy.stats import t
 
 from brainfm_lib.causal import DIALS, LEVEL, latest
 from brainfm_lib.errors import InputError
-from brainfm_lib.structure import MEASURES, structure_rows
+from brainfm_lib.structure import HOW, MEASURES, structure_rows
 from brainfm_lib.verdict import RAW_VOXELS, REGULARISED
 
 if TYPE_CHECKING:
@@ -97,6 +97,10 @@ def _of_dial(name: str, row: pd.Series, gains: pd.DataFrame, measured: pd.DataFr
     part = gains[(gains["dial"] == name) & (gains["arm"] == arm)]
     if row["auroc_low"] <= CHANCE or not np.isfinite(place).all():
         return none("a linear reading of whole scans is not above chance, so where the label lies cannot be said")
+    if HOW[measure] and ("by" not in here or set(here["by"]) != {HOW[measure]}):
+        return none("the causal test measured its settings in another way than this task was: make it anew")
+    if not np.isfinite(here["estimate"]).all():
+        return none("not every setting of the dial could be measured")
     reach = float(here["estimate"].min()), float(here["estimate"].max())
     if place[0] < reach[0] or place[0] > reach[1]:
         return none(f"the dial covers {reach[0]:.2f} to {reach[1]:.2f}, and this task lies outside")

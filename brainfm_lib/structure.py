@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from brainfm_lib.study import Study
 
 MEASURES = {"frequency": "reliance", "dimension": "dimension"}  # dial -> what should follow it
+HOW = {
+    "reliance": "",
+    "dimension": "calibrated",
+}  # in which way, where it has changed: tables of two ways do not compare
 
 
 def structure_rows(runs: dict[str, Run]) -> pd.DataFrame:
@@ -46,7 +50,7 @@ def look_into(study: Study, tasks: Sequence[str] | None = None) -> dict[str, Run
 
 
 def measured_dials(study: Study, dials: dict[str, Dial]) -> pd.DataFrame:
-    """What is measured of each setting of the dials: dial, setting, value, estimate, low, high."""
+    """What is measured of each setting of the dials: dial, setting, value, estimate, low, high, by (`HOW`)."""
     settings = [setting for dial in dials.values() for setting in dial.settings]
     structure = structure_rows(look_into(study, settings)).set_index("task")
     rows = []
@@ -55,8 +59,9 @@ def measured_dials(study: Study, dials: dict[str, Dial]) -> pd.DataFrame:
         for setting, value in zip(dial.settings, dial.values, strict=True):
             row = structure.loc[setting]
             ends = {"low": row[f"{measure}_low"], "high": row[f"{measure}_high"]}
-            rows.append({"dial": name, "setting": setting, "value": value, "estimate": row[measure], **ends})
-    return pd.DataFrame(rows, columns=["dial", "setting", "value", "estimate", "low", "high"])
+            found = {"estimate": row[measure], **ends, "by": HOW[measure]}
+            rows.append({"dial": name, "setting": setting, "value": value, **found})
+    return pd.DataFrame(rows, columns=["dial", "setting", "value", "estimate", "low", "high", "by"])
 
 
 def ordering(measured: pd.DataFrame) -> dict[str, float]:

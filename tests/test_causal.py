@@ -161,6 +161,29 @@ def test_advice_follows_a_planted_gain(slope: float, word: str) -> None:
         assert f"to lose {-found.gain:.2f} [{-found.high:.2f}, {-found.low:.2f}]" in found.said
 
 
+def test_measures_of_two_ways_are_not_compared() -> None:
+    """A causal test that was made before dimensions were calibrated, and a task that is measured now."""
+    dial = causal.DIALS["dimension"]
+    settings = list(zip(dial.settings, dial.values, strict=True))
+    gains = pd.DataFrame(
+        [
+            {"dial": "dimension", "arm": dial.arm, "setting": s, "seed": k, "gain": 0.1 * v}
+            for s, v in settings
+            for k in (0, 1)
+        ]
+    )
+    measured = pd.DataFrame(
+        [{"dial": "dimension", "setting": s, "value": v, "estimate": v, "low": v, "high": v} for s, v in settings]
+    )
+    row = pd.Series({"auroc": 0.7, "auroc_low": 0.6, "auroc_high": 0.8})
+    row = pd.concat([row, pd.Series({"dimension": 8.0, "dimension_low": 4.0, "dimension_high": 16.0})])
+    assert "in another way" in advise._of_dial("dimension", row, gains, measured).said
+    assert "pretrain with it" in advise._of_dial("dimension", row, gains, measured.assign(by="calibrated")).said
+    measured.loc[0, "estimate"] = np.nan
+    said = advise._of_dial("dimension", row, gains, measured.assign(by="calibrated")).said
+    assert advise.NO_BASIS in said and "could be measured" in said
+
+
 @pytest.mark.parametrize(
     ("row", "seeds", "why"),
     [
