@@ -41,7 +41,8 @@ def _left_in_cgroups() -> Iterator[int]:
         own = root / path.lstrip("/")
         for folder in [f for f in (own, *own.parents) if f.is_relative_to(root)]:
             limit, used = (_read(folder / name).strip() for name in FILES[kind])
-            cached = re.search(r"^(?:total_)?inactive_file (\d+)$", _read(folder / "memory.stat"), re.MULTILINE)
+            of_all = "total_" if kind else ""  # as is the use: of the groups within, too
+            cached = re.search(rf"^{of_all}inactive_file (\d+)$", _read(folder / "memory.stat"), re.MULTILINE)
             if limit.isdigit() and used.isdigit():
                 yield int(limit) - int(used) + (int(cached[1]) if cached else 0)
 

@@ -132,7 +132,8 @@ class StudyData:
         if table["subject_id"].nunique() < self.profile.evaluation.cross_validate_below:
             smallest = int(table.groupby("label")["subject_id"].nunique().min())
             if smallest < 2:
-                raise InputError(too_few(self.manifest, task, table) or "")
+                more = " A cap of the profile leaves out some of its subjects." if cohort.beyond[1] else ""
+                raise InputError(f"{too_few(self.manifest, task, table)}{more}")
             folds = min(5, max(smallest // 2, 2), max(table["site"].nunique(), 2) if by_site else 5)
             return table.assign(fold=assign_folds(table, seed=0, folds=folds, by_site=by_site))
         return table.assign(split=assign_splits(table, seed=0, by_site=by_site))
@@ -160,13 +161,14 @@ class StudyData:
 
     def pretraining_said(self) -> str:
         """How many subjects and scans of each cohort are trained on; why, where these are few."""
-        parts, total = [], 0
+        parts, total, evaluated = [], 0, False
         for name, (train, _) in self.pretraining_rows.items():
             subjects = self.cohort(name).scans["subject_id"]
             total += len(train)
             seen, every = subjects.iloc[train].nunique(), subjects.nunique()
+            evaluated |= seen < every - max(round(HELDOUT_SHARE * every), 2)
             parts.append(f"{seen:,} of {every:,} subjects of {name} ({len(train):,} scans)")
-        why = f". {total} scans are few: {self._why_few}" if total < FEW and not self.manifest.transductive else ""
+        why = f". {total} scans are few: {self._why_few}" if total < FEW and evaluated else ""
         return f"pretraining on {', '.join(parts)}{why}"
 
     @property

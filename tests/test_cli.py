@@ -103,7 +103,7 @@ def test_what_a_cap_leaves_out_and_how_few_are_trained_on_is_said(project):
     assert "4 of 4 scans ready" in result.stdout and "leaves out 2 scans of 2 more subjects" in result.stdout
     file = project / "data_manifest.yaml"
     file.write_text(file.read_text().replace("transductive: true\n", ""))
-    assert "these are all 6, and 0 of the cohort's 6 subjects are left" in brainfm("check", cwd=project).stdout
+    assert "these are all 6, and this task leaves 0 of the cohort's 6." in brainfm("check", cwd=project).stdout
     sentence = one_sentence(brainfm("pretrain", "--profile", "tiny", "--objective", "mae", "--cpu", cwd=project))
     assert "No scan is left to pretrain on" in sentence and "fewer than 30 subjects is cross-validated" in sentence
     for i in range(6, 10):  # others than those six, which are nearly alike
@@ -119,7 +119,10 @@ def test_what_a_cap_leaves_out_and_how_few_are_trained_on_is_said(project):
 def test_a_class_of_too_few_subjects_is_named_before_anything_is_made(project):
     table = project / "scans" / "participants.tsv"
     assert "Class control of task disease has 3 subjects, and probes need 4" in brainfm("check", cwd=project).stdout
-    table.write_text(table.read_text().replace("case", "control").replace("30\tF\tcontrol", "30\tF\tcase"))
+    rows = table.read_text().replace("31\tF\tcase", "31\tF\tother").replace("33\tF\tcase", "33\tF\tother")
+    table.write_text(rows)  # three of one class and one of the other: the smaller one is named
+    given = project / "data_manifest.yaml"
+    given.write_text(given.read_text().replace("case: 1}", "case: 1, other: null}"))
     result = brainfm("check", cwd=project)
     assert result.returncode == 2
     assert "error   task disease: Class case of task disease has 1 subject," in result.stdout
@@ -223,7 +226,7 @@ def test_a_subject_on_both_sides_of_official_splits_is_an_error(project):
 def test_pretraining_from_the_command_line_leaves_a_run_and_resumes_for_free(project):
     first = brainfm("pretrain", "--profile", "tiny", "--objective", "mae", "--cpu", cwd=project)
     assert first.returncode == 0, first.stderr
-    assert first.stdout.startswith("pretraining on ")
+    assert first.stdout.startswith("pretraining on 4 of 6 subjects of clinic (4 scans)\n")  # few, and no task's fault
     name = first.stdout.strip().split()[-1]
     assert brainfm("pretrain", "--profile", "tiny", "--objective", "mae", "--cpu", cwd=project).stdout == first.stdout
     listed = brainfm("runs", "list", cwd=project)

@@ -49,7 +49,8 @@ def test_limits_of_cgroups_count_up_to_the_root_and_their_cache_gives_way(tmp_pa
     def limit(folder, most, used, cached):
         (folder / names[0]).write_text(f"{most}\n")
         (folder / names[1]).write_text(f"{used}\n")
-        (folder / "memory.stat").write_text(f"anon 5\n{'total_' * (version == 1)}inactive_file {cached}\n")
+        own = f"inactive_file {cached}\n" if version == 2 else f"inactive_file 0\ntotal_inactive_file {cached}\n"
+        (folder / "memory.stat").write_text(f"anon 5\n{own}")
 
     assert memory.free_memory() == 8 * GIB
     limit(groups / "job" / "step", "max" if version == 2 else 9223372036854771712, GIB, 0)

@@ -128,6 +128,8 @@ def test_few_shots_count_a_subject_to_the_rarest_class_that_it_has_had():
     table = pd.DataFrame(rows, columns=["subject_id", "label"])
     pools = _subjects_of_classes(table)
     assert list(map(len, pools)) == [10, 10, 20] and set(pools[1]) == {f"s{i}" for i in range(0, 40, 4)}
+    both = pd.DataFrame([(f"s{i}", label) for i in range(9) for label in (0, 1)], columns=["subject_id", "label"])
+    assert list(map(len, _subjects_of_classes(both))) == [5, 4]
 
 
 @pytest.fixture(scope="module")

@@ -276,10 +276,10 @@ def test_newcombes_interval_solves_its_equation_and_does_not_collapse():
 
 def test_differences_of_perfect_scores_have_a_width():
     """Resamples of classes that are perfectly apart all agree, which is no certainty."""
-    for each in (2, 10, 60):
+    for each in (2, 10, 60, 1000):
         labels, subjects = np.repeat([0, 1], each), np.arange(2 * each)
         both = paired_auroc_difference(labels, labels, 3.0 * labels, subjects)
-        assert both.estimate == 0 and both.p == 1 and both.low == -both.high < -0.02
+        assert both.estimate == 0 and both.p == 1 and both.low == -both.high < 0
         low, high = newcombe(1, each, each)
         assert both.high == pytest.approx(1 - low)
         one = paired_auroc_difference(labels, labels, np.zeros(2 * each), subjects)
@@ -290,6 +290,10 @@ def test_differences_of_perfect_scores_have_a_width():
         assert (one.p < 0.05) == (one.low > 0) == (each > 2)
         other = paired_auroc_difference(labels, np.zeros(2 * each), labels, subjects)
         assert (other.low, other.high, other.p) == pytest.approx((-one.high, -one.low, one.p))
+    labels, scores, subjects = study(120, 0, scans=1)
+    same = paired_auroc_difference(labels, scores, 3 * scores, subjects)  # one ranking, which is no ceiling
+    assert (same.estimate, same.low, same.high, same.p) == (0, 0, 0, 1)
+    assert newcombe(1.0, 800, 800, level=0.001)[0] > 0.999 and newcombe(0.0, 800, 800, level=0.001)[1] < 0.001
     assert np.isnan(detectable_difference([0.0, -0.1], [0.0, 0.1])).tolist() == [True, False]
 
 

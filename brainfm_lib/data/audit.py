@@ -73,7 +73,7 @@ def divided_subjects(table: pd.DataFrame) -> list[str]:
 
 
 def too_few(manifest: Manifest, task: str, table: pd.DataFrame) -> str | None:
-    """Which class of a task has fewer subjects than probes need, two to test on and others to learn from; a sentence.
+    """That the smallest class of a task has fewer subjects than probes need, two to test on and others to learn from.
 
     Args:
         manifest: With the task.
@@ -83,14 +83,13 @@ def too_few(manifest: Manifest, task: str, table: pd.DataFrame) -> str | None:
     parts = NEEDED if "split" in table else {"": IN_FOLDS}
     for part, needed in parts.items():
         rows = table[table["split"] == part] if part else table
-        for label, name in enumerate(manifest.tasks[task].classes):
-            count = rows["subject_id"][rows["label"] == label].nunique()
-            if count < needed:
-                there = f" in the {part} split" if part else ""
-                return (
-                    f"Class {name} of task {task} has {_subjects(count)}{there}, and probes need {needed}: give more, "
-                    "merge the class with another, or map it to null."
-                )
+        counts = [rows["subject_id"][rows["label"] == k].nunique() for k in range(len(manifest.tasks[task].classes))]
+        if min(counts) < needed:
+            name, there = manifest.tasks[task].classes[int(np.argmin(counts))], f" in the {part} split" if part else ""
+            return (
+                f"Class {name} of task {task} has {_subjects(min(counts))}{there}, and probes need {needed}: give "
+                "more, merge the class with another, or map it to null."
+            )
     return None
 
 

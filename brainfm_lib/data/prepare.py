@@ -158,7 +158,7 @@ def _check_task(manifest: Manifest, name: str, cohort: Cohort) -> list[Finding]:
         if "split" not in table:
             sentence += (
                 f" Where it has so few subjects that a profile cross-validates it (`evaluation.cross_validate_below`), "
-                f"these are all {asked:,}, and {every - asked:,} of the cohort's {every:,} subjects are left."
+                f"these are all {asked:,}, and this task leaves {every - asked:,} of the cohort's {every:,}."
             )
         findings.append(Finding("note", where, sentence))
     findings += [Finding("warning", where, note) for note in split_notes(manifest, name, cohort)]

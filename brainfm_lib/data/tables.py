@@ -47,8 +47,8 @@ def first_few(names: Iterable[str]) -> str:
 def read_table(path: Path) -> pd.DataFrame:
     """Read a CSV or TSV file as text; unknown values (n/a, NaN) become the empty string.
 
-    The index counts rows below the header as they stand in the file; blank lines are left out. A header without the
-    separator that the file's name promises may have another: comma, semicolon or tab.
+    The index counts rows below the header as they stand in the file; blank lines are left out. Where the first rows
+    hold another separator than the file's name promises, alike and more often, it is taken: comma, semicolon or tab.
 
     Raises:
         InputError: The file is missing, empty, not UTF-8, or has rows of unequal length or columns of one name.
@@ -86,21 +86,21 @@ def read_table(path: Path) -> pd.DataFrame:
 
 
 def _separator(path: Path) -> str:
-    """What separates the columns of a file's header: by its name, else what the header holds outside quotes."""
-    first = pd.read_csv(
+    """What separates the columns of a file: what its name promises, or what its first two rows hold more often."""
+    rows = pd.read_csv(
         path,
-        sep="\x1f",  # in no header: the line comes as one piece
-        nrows=1,
+        sep="\x1f",  # in no table: lines come as one piece
+        nrows=2,
         dtype=str,
         header=None,
         keep_default_na=False,
         encoding="utf-8-sig",
         quoting=csv.QUOTE_NONE,
-        skip_blank_lines=False,
     )
-    header = re.sub(r'"[^"]*"', "", str(first.iloc[0, 0]))
     expected = "\t" if path.suffix.lower() in (".tsv", ".txt") else ","
-    return expected if expected in header else max((expected, *SEPARATORS), key=header.count)
+    header, *others = [re.sub(r'"[^"]*"', "", str(row)) for row in rows.iloc[:, 0]]
+    alike = [mark for mark in SEPARATORS if all(header.count(mark) == row.count(mark) for row in others)]
+    return max((expected, *alike), key=lambda mark: header.count(mark) if mark in alike else 0)
 
 
 def pick_columns(table: pd.DataFrame, columns: Mapping[str, str], path: Path) -> pd.DataFrame:

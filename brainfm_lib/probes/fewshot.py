@@ -91,8 +91,9 @@ def make_few_shot(
 
 
 def _subjects_of_classes(table: pd.DataFrame) -> list[Any]:
-    """Subjects of each class, sorted; a subject with several labels belongs to that of the fewest subjects."""
-    carried = table[["subject_id", "label"]].drop_duplicates()
-    common = carried["label"].value_counts()
-    of = carried.groupby("subject_id")["label"].agg(lambda labels: min(labels, key=lambda one: (common[one], one)))
-    return [np.array(sorted(of.index[of == label])) for label in sorted(table["label"].unique())]
+    """Subjects of each class, sorted; those of several labels go one by one to what has the fewest by then."""
+    carried = table.groupby("subject_id")["label"].unique()
+    pools: dict[int, list[Any]] = {label: [] for label in sorted(table["label"].unique())}
+    for subject, labels in sorted(carried.items(), key=lambda pair: (len(pair[1]), pair[0])):
+        pools[min(labels, key=lambda label: (len(pools[label]), label))].append(subject)
+    return [np.array(sorted(pool)) for pool in pools.values()]

@@ -120,14 +120,14 @@ def paired_auroc_difference(
     """AUROC of `scores_a` minus that of `scores_b` on the same scans, under the same resampled subjects.
 
     A t-interval whose standard error is the spread of resampled differences (`units.standard_error`), with the degrees
-    of freedom of `units.freedom`; the p-value inverts it. Where all resamples agree (both are perfect, say)
-    it is `units.comparison_at_ceiling`.
+    of freedom of `units.freedom`; the p-value inverts it. Where no resample changes either (both are
+    perfect, say) it is `units.comparison_at_ceiling`.
     Arguments and errors are those of `auroc_interval` and `cv_auroc_interval`.
     """
     a = make_units(labels, scores_a, subjects, folds, minimum=2)
     b = make_units(labels, scores_b, subjects, folds, minimum=2)
     (values_a, linear_a), (values_b, linear_b) = (auroc_values(units, draws, seed) for units in (a, b))
-    if np.ptp(values_a - values_b) < AGREE:
+    if max(np.ptp(values_a), np.ptp(values_b)) < AGREE:
         return comparison_at_ceiling(a, b, level, draws)
     error = standard_error(values_a - values_b, linear_a - linear_b)
     freed = freedom(a, influences(a) - influences(b))

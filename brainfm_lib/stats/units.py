@@ -278,9 +278,10 @@ def newcombe(auroc: float, positives: int, negatives: int, *, level: float = 0.9
         return (auroc - theta) ** 2 - z**2 * theta * (1 - theta) * spread / (positives * negatives)
 
     edge = 1e-9  # 0 and 1 themselves solve the equation where they are observed
-    low = brentq(beyond, 0, min(auroc, 1 - edge)) if auroc > 0 else 0.0
-    high = brentq(beyond, max(auroc, edge), 1) if auroc < 1 else 1.0
-    return float(low), float(high)
+    below, above = min(auroc, 1 - edge), max(auroc, edge)
+    low = brentq(beyond, 0, below) if beyond(below) < 0 else min(auroc, below)  # an interval as narrow as an edge
+    high = brentq(beyond, above, 1) if beyond(above) < 0 else max(auroc, above)
+    return (float(low) if auroc > 0 else 0.0), (float(high) if auroc < 1 else 1.0)
 
 
 def comparison_at_ceiling(a: Units, b: Units, level: float, draws: int) -> Comparison:

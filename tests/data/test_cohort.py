@@ -7,6 +7,7 @@ import pytest
 from brainfm_lib.data.cohort import describe_cohort, list_scans
 from brainfm_lib.data.manifest import load_manifest
 from brainfm_lib.data.prepare import check
+from brainfm_lib.data.tables import read_table
 from brainfm_lib.errors import InputError
 from tests.data.scans import head, save_scan
 
@@ -235,6 +236,21 @@ def test_commas_in_the_header_of_a_tsv_are_text(make_manifest, tmp_path):
     (tmp_path / "scans/t.tsv").write_text("path\tsubject_id\tdx, by, whom; when\ns0.nii.gz\tp\tAD; 2\n")
     scans = list_scans(make_manifest(cohorts={"t": {**TABLE, "table": "t.tsv", "contrast": "T1w"}}), "t").scans
     assert scans["dx, by, whom; when"].tolist() == ["AD; 2"]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "columns"),
+    [
+        ("t.tsv", "age, years\n3\n", ["age, years"]),
+        ("t.csv", "Age; at scan\n3\n", ["Age; at scan"]),
+        ("t.csv", "subject;age (years, decimal);sex\na;72,5;F\n", ["subject", "age (years, decimal)", "sex"]),
+        ("t.csv", "a,b\n", ["a", "b"]),
+        ("t.csv", '"a;b;c",d\n"x;y;z",1\n', ["a;b;c", "d"]),
+    ],
+)
+def test_rows_agree_on_what_separates_columns(tmp_path, name, text, columns):
+    (tmp_path / name).write_text(text)
+    assert list(read_table(tmp_path / name)) == columns
 
 
 def test_bad_rows_are_refused_and_the_others_stay(make_manifest, tmp_path):
