@@ -87,7 +87,7 @@ def explained_table(pooled: np.ndarray, scans: pd.DataFrame, *, draws: int = 300
         numbers = pairs.groupby(["subject_id", factor], sort=True).ngroup().to_numpy()
         units = pairs.drop_duplicates().sort_values(["subject_id", factor])
         groups, members = units[factor].to_numpy(), pd.factorize(units["subject_id"])[0]
-        if units[factor].nunique() < 2:
+        if not 1 < units[factor].nunique() < len(units):  # one group, or a group each
             continue
         means = np.zeros((len(units), pooled.shape[1]))
         np.add.at(means, numbers, pooled[known])
