@@ -59,11 +59,9 @@ def _run(command: Callable[[], object]) -> None:
         where = f": {error.filename}" if error.filename else ""
         print(f"brainfm: {error.strerror}{where}. What was done before is kept.", file=sys.stderr)
         raise SystemExit(1) from None
-    except MemoryError:
-        print(f"brainfm: {SMALLER}", file=sys.stderr)
-        raise SystemExit(1) from None
-    except RuntimeError as error:  # torch has a class of its own for each allocator
-        if "out of memory" not in str(error).lower() and "can't allocate memory" not in str(error).lower():
+    except (MemoryError, RuntimeError) as error:  # torch has a class of its own for each allocator
+        said = str(error).lower()
+        if not (isinstance(error, MemoryError) or "out of memory" in said or "can't allocate memory" in said):
             raise
         print(f"brainfm: {SMALLER}", file=sys.stderr)
         raise SystemExit(1) from None
@@ -119,10 +117,10 @@ def prepare(manifest: ManifestOption = None, profile: ProfileOption = "quick", r
             refused.append(str(one))
             continue
         scans, subjects = one.volumes.cohort.beyond
-        rest = f"; profile {profile} leaves out {scans:,} scans of {subjects:,} more subjects" if scans else ""
-        print(f"{name}: {len(one.volumes)} of {one.named} scans ready ({one.seconds:.1f} s){rest}", flush=True)
+        capped = f"; profile {profile} leaves out {scans:,} scans of {subjects:,} more subjects" if scans else ""
+        print(f"{name}: {len(one.volumes)} of {one.named} scans ready ({one.seconds:.1f} s){capped}", flush=True)
         made.append(one)
-    print(f"\n{summary(made).to_string(index=False)}" if made else "no cohort is present")
+    print(f"\n{summary(made).to_string(index=False)}" if made else "no cohort is ready")
     pairs = duplicates({one.volumes.cohort.name: one.volumes for one in made})
     for pair in pairs.head(LISTED).itertuples():
         print(f"warning: {pair.first} and {pair.second} are nearly the same scan.")
@@ -136,7 +134,8 @@ def prepare(manifest: ManifestOption = None, profile: ProfileOption = "quick", r
         for reason in refused[1:LISTED]:
             print(f"refused: {reason}")
         more = f" ({len(refused) - 1:,} more were refused; --report FILE lists all)" if len(refused) > 1 else ""
-        raise InputError(f"{refused[0]}{more} All others are ready, and a study goes on without the refused scans.")
+        rest = " All others are ready, and a study goes on without the refused scans." if made else ""
+        raise InputError(f"{refused[0]}{more}{rest}")
 
 
 @app.command()

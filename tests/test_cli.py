@@ -15,7 +15,9 @@ import numpy as np
 import pytest
 import yaml
 
+from brainfm_lib import tables
 from brainfm_lib.cli import main
+from brainfm_lib.study import Study
 
 PROFILES = Path(__file__).parents[1] / "brainfm_lib" / "profiles"
 
@@ -139,6 +141,22 @@ def test_a_folder_that_may_not_be_written_is_one_sentence(project, monkeypatch):
     monkeypatch.setattr("brainfm_lib.data.digests.FileLock", refuse)
     result = brainfm("prepare", "--profile", "tiny", cwd=project)
     assert result.returncode == 1 and result.stderr.strip().splitlines()[-1].startswith("brainfm: Permission denied: ")
+
+
+def test_where_no_cohort_can_be_prepared_nothing_else_is_said_to_be_ready(project):
+    file = project / "data_manifest.yaml"
+    file.write_text(file.read_text().replace("root: scans", "root: nowhere"))
+    result = brainfm("prepare", "--profile", "tiny", cwd=project)
+    assert "does not exist" in one_sentence(result) and "others are ready" not in result.stderr
+    assert "no cohort is ready" in result.stdout
+
+
+def test_tasks_of_one_title_are_told_apart(project):
+    file = project / "data_manifest.yaml"
+    task = "{cohort: clinic, label: group, mapping: {control: 0, case: 1}, classes: [control, case], title: Alike}"
+    file.write_text(file.read_text().split("tasks:")[0] + f"tasks:\n  one: {task}\n  two: {task}\n")
+    study = Study("tiny", file, progress=False)
+    assert tables.task_titles(study) == {"one": "Alike, one", "two": "Alike, two"}
 
 
 BAD = {

@@ -1,6 +1,7 @@
 """What arms share and what they cost, counted from sizes; rates and repeats as rows of tables."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -232,3 +233,18 @@ def test_a_variant_shares_cohorts_and_nothing_else(study):
     rate = study.variant("probe:mae:ad", "lr=0.25").profile.pretraining("mae", 0).optimiser
     assert rate == dataclasses.replace(study.profile.pretraining("mae", 0).optimiser, lr=0.25)
     assert isinstance(rate, OptimiserConfig) and isinstance(study.results(), pd.DataFrame)
+
+
+def test_a_comparison_of_a_probe_and_a_fine_tuning_is_the_same_from_either_side():
+    """One was fitted on four folds of five, the other on three and stopped by the fourth: the shyer test counts."""
+    rng = np.random.default_rng(0)
+    label, fold = np.arange(60) % 2, np.arange(60) // 2 % 5
+    runs = []
+    for kind, noise in (("probe", 1.0), ("finetune", 1.6)):
+        held_out = pd.DataFrame({"scan_uid": np.arange(60), "subject_id": np.arange(60), "label": label, "fold": fold})
+        held_out["score_1"] = label + noise * rng.standard_normal(60)
+        runs.append(SimpleNamespace(kind=kind, table=lambda _, held_out=held_out: held_out.copy()))
+    there, back = comparison.compare(runs[0], runs[1]), comparison.compare(runs[1], runs[0])
+    assert (there.estimate, there.low, there.high, there.p) == pytest.approx(
+        (-back.estimate, -back.high, -back.low, back.p)
+    )

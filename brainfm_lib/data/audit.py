@@ -86,15 +86,12 @@ def too_few(manifest: Manifest, task: str, table: pd.DataFrame) -> str | None:
         counts = [rows["subject_id"][rows["label"] == k].nunique() for k in range(len(manifest.tasks[task].classes))]
         if min(counts) < needed:
             name, there = manifest.tasks[task].classes[int(np.argmin(counts))], f" in the {part} split" if part else ""
+            few = f"{min(counts)} subject{'s' * (min(counts) != 1)}{there}"
             return (
-                f"Class {name} of task {task} has {_subjects(min(counts))}{there}, and probes need {needed}: give "
-                "more, merge the class with another, or map it to null."
+                f"Class {name} of task {task} has {few}, and probes need {needed}: give more, merge the class with "
+                "another, or map it to null."
             )
     return None
-
-
-def _subjects(count: int) -> str:
-    return f"{count} subject{'s' * (count != 1)}"
 
 
 def torn_pairs(side: Mapping[str, str], pairs: pd.DataFrame) -> pd.DataFrame:
