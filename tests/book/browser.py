@@ -97,12 +97,14 @@ class Browser:
             self._note(answer)
 
     def open(self, page: Path, *, width: int = 1440, height: int = 900, dark: bool = False) -> None:
-        """Load a page and wait until it is at rest: loaded, maths typeset."""
+        """Load a page and wait until it is at rest: loaded, maths typeset, icons drawn by their script."""
         scheme = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
         self.send("Emulation.setEmulatedMedia", features=scheme)
         self.send("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
         self.visit(page.resolve().as_uri())
         self.evaluate("window.MathJax && MathJax.startup ? MathJax.startup.promise.then(() => true) : true")
+        drawn = "document.documentElement.classList.contains('fontawesome-i2svg-complete')"
+        self.wait_for(f"!window.FontAwesome || {drawn}")
 
     def visit(self, address: str) -> None:
         """Load an address and wait until its document is complete; of a page that only points on, the page it means."""
