@@ -14,9 +14,9 @@ import numpy as np
 import pandas as pd
 from scipy.stats import t
 
-from brainfm_lib.causal import DIALS, LEVEL, latest
+from brainfm_lib.causal import DIALS, LEVEL, latest, measured
 from brainfm_lib.errors import InputError
-from brainfm_lib.structure import HOW, MEASURES, structure_rows
+from brainfm_lib.structure import MEASURES, structure_rows
 from brainfm_lib.verdict import RAW_VOXELS, REGULARISED
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def advise(study: Study, task: str, dials: Study) -> list[Advice]:
             f"There is no finished causal test of profile {dials.profile_name}: `brainfm causal --profile "
             f"{dials.profile_name}` makes it."
         )
-    return [_of_dial(name, row, test.table("gains"), test.table("measured")) for name in DIALS]
+    return [_of_dial(name, row, test.table("gains"), measured(dials, test)) for name in DIALS]
 
 
 def report(study: Study, task: str, dials: Study) -> Iterator[str]:
@@ -83,7 +83,7 @@ def report(study: Study, task: str, dials: Study) -> Iterator[str]:
     )
 
 
-def _of_dial(name: str, row: pd.Series, gains: pd.DataFrame, measured: pd.DataFrame) -> Advice:
+def _of_dial(name: str, row: pd.Series, gains: pd.DataFrame, settings: pd.DataFrame) -> Advice:
     arm, measure = DIALS[name].arm, MEASURES[name]
     what = {"reliance": "high-frequency reliance", "dimension": "discriminative dimension"}[measure]
     place = float(row[measure]), float(row[f"{measure}_low"]), float(row[f"{measure}_high"])
@@ -93,12 +93,12 @@ def _of_dial(name: str, row: pd.Series, gains: pd.DataFrame, measured: pd.DataFr
         nan = float("nan")
         return Advice(arm, what, *place, nan, nan, nan, f"{pair}: {NO_BASIS}: {why}")
 
-    here = measured[measured["dial"] == name]
+    here = settings[settings["dial"] == name]
     part = gains[(gains["dial"] == name) & (gains["arm"] == arm)]
     if row["auroc_low"] <= CHANCE or not np.isfinite(place).all():
         return none("a linear reading of whole scans is not above chance, so where the label lies cannot be said")
-    if HOW[measure] and ("by" not in here or set(here["by"]) != {HOW[measure]}):
-        return none("the causal test measured its settings in another way than this task was: make it anew")
+    if set(here.get("by", [""])) != {row[f"{measure}_by"]}:
+        return none("the settings of the dial were measured in another way than this task: measure them anew")
     if not np.isfinite(here["estimate"]).all():
         return none("not every setting of the dial could be measured")
     reach = float(here["estimate"].min()), float(here["estimate"].max())

@@ -159,7 +159,7 @@ def make_causal(study: Study, seeds: int) -> Callable[[Path], dict[str, Any]]:
             "gains": gains,
             "slopes": slope_table(gains, resampled),
             "levels": level_table(study, gains),
-            "measured": measured_dials(study, DIALS),
+            "measured": measured_dials(look_into(study, _settings()), DIALS),
             "twins": pd.DataFrame([{"arm": arm, "equal": twins_equal(study, arm)} for arm in REGULARISED]),
         }
         for name, table in tables.items():
@@ -182,6 +182,18 @@ def latest(study: Study) -> Run | None:
 def table(test: Run | None, name: str) -> pd.DataFrame:
     """A table of a finished test; an empty one where there is none."""
     return pd.DataFrame() if test is None else test.table(name)
+
+
+def measured(study: Study, test: Run | None) -> pd.DataFrame:
+    """What is measured of the settings: of runs on their images where all are there, else as a finished test has it.
+
+    Args:
+        study: On the dials; nothing is made.
+        test: From `latest`.
+    """
+    runs = {setting: study.optional(f"bands:{RAW_VOXELS}:{setting}") for setting in _settings()}
+    there = {setting: run for setting, run in runs.items() if run is not None}
+    return measured_dials(there, DIALS) if len(there) == len(runs) else table(test, "measured")
 
 
 def check_study(study: Study) -> None:

@@ -16,10 +16,6 @@ if TYPE_CHECKING:
     from brainfm_lib.study import Study
 
 MEASURES = {"frequency": "reliance", "dimension": "dimension"}  # dial -> what should follow it
-HOW = {
-    "reliance": "",
-    "dimension": "calibrated",
-}  # in which way, where it has changed: tables of two ways do not compare
 
 
 def structure_rows(runs: dict[str, Run]) -> pd.DataFrame:
@@ -29,7 +25,8 @@ def structure_rows(runs: dict[str, Run]) -> pd.DataFrame:
         runs: Task -> run of `bands:raw-voxels:task`.
 
     Returns:
-        task, then auroc (of whole images), reliance and dimension, each with _low and _high.
+        task, then auroc (of whole images), reliance and dimension, each with _low, _high and _by: in which way it was
+        measured, "" where there has been one only or before ways had names.
     """
     rows = []
     for task, run in runs.items():
@@ -38,9 +35,10 @@ def structure_rows(runs: dict[str, Run]) -> pd.DataFrame:
             found = run.table(name).iloc[0]
             key = "auroc" if name == "whole" else name
             row |= {key: found["estimate"], f"{key}_low": found["low"], f"{key}_high": found["high"]}
+            row[f"{key}_by"] = found.get("by", "")
         rows.append(row)
     names = ("auroc", "reliance", "dimension")
-    columns = ["task", *(f"{name}{end}" for name in names for end in ("", "_low", "_high"))]
+    columns = ["task", *(f"{name}{end}" for name in names for end in ("", "_low", "_high", "_by"))]
     return pd.DataFrame(rows, columns=columns)
 
 
@@ -49,17 +47,21 @@ def look_into(study: Study, tasks: Sequence[str] | None = None) -> dict[str, Run
     return {task: study.run(f"bands:{RAW_VOXELS}:{task}") for task in (study.tasks if tasks is None else tasks)}
 
 
-def measured_dials(study: Study, dials: dict[str, Dial]) -> pd.DataFrame:
-    """What is measured of each setting of the dials: dial, setting, value, estimate, low, high, by (`HOW`)."""
-    settings = [setting for dial in dials.values() for setting in dial.settings]
-    structure = structure_rows(look_into(study, settings)).set_index("task")
+def measured_dials(runs: dict[str, Run], dials: dict[str, Dial]) -> pd.DataFrame:
+    """What is measured of each setting of the dials: dial, setting, value, estimate, low, high, by (in which way).
+
+    Args:
+        runs: Setting -> run of its band-limited images, from `look_into`.
+        dials: Whose settings.
+    """
+    structure = structure_rows(runs).set_index("task")
     rows = []
     for name, dial in dials.items():
         measure = MEASURES[name]
         for setting, value in zip(dial.settings, dial.values, strict=True):
             row = structure.loc[setting]
             ends = {"low": row[f"{measure}_low"], "high": row[f"{measure}_high"]}
-            found = {"estimate": row[measure], **ends, "by": HOW[measure]}
+            found = {"estimate": row[measure], **ends, "by": row[f"{measure}_by"]}
             rows.append({"dial": name, "setting": setting, "value": value, **found})
     return pd.DataFrame(rows, columns=["dial", "setting", "value", "estimate", "low", "high", "by"])
 

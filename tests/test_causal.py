@@ -10,6 +10,7 @@ import pytest
 from scipy.stats import norm
 
 from brainfm_lib import advise, causal, notes, tables
+from brainfm_lib.analysis.components import WAY
 from brainfm_lib.errors import InputError
 from brainfm_lib.structure import look_into, ordering, structure_rows
 from brainfm_lib.study import Study
@@ -79,7 +80,7 @@ def test_the_page_says_what_came_out(made) -> None:
     levels = test.table("levels")
     assert set(levels["arm"]) == {"oracle", "raw-voxels", "random-init", "mae", "sl-mae", "jepa", "vcr-jepa"}
     assert levels["ideal"].between(0.92, 0.922).all()
-    measured = test.table("measured")
+    measured = causal.measured(study, test)
     assert set(ordering(measured)) <= {"frequency", "dimension"} and "Spearman" in notes.ordering_note(measured).data
 
 
@@ -93,6 +94,20 @@ def test_a_test_is_found_where_it_was_shipped(made, tmp_path: Path, monkeypatch:
     again = Study("tiny", causal.MANIFEST, overrides=SMALL, progress=False)
     found = causal.latest(again)
     assert found is not None and found.shipped and "Shipped with the report" in notes.causal_note(again, found).data
+    assert causal.measured(again, found).equals(found.table("measured"))
+
+
+def test_settings_that_were_measured_since_the_test_count(made, monkeypatch: pytest.MonkeyPatch) -> None:
+    study, _ = made
+    test = causal.latest(study)
+    stored = causal.measured(study, test)
+    assert stored.equals(test.table("measured")) and set(stored["by"]) == {"", WAY}
+    older = stored.assign(estimate=-1.0)
+    monkeypatch.setattr(type(test), "table", lambda run, name: older if name == "measured" else pytest.fail(name))
+    monkeypatch.setattr(causal, "measured_dials", lambda runs, dials: stored.assign(estimate=float(len(runs))))
+    assert (causal.measured(study, test)["estimate"] == 4).all()
+    monkeypatch.setattr(study, "optional", lambda request: None)
+    assert causal.measured(study, test) is older
 
 
 def test_before_the_run_the_page_names_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -145,7 +160,7 @@ def planted(slope: float, seeds: int = 5) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 
 def structure_row(reliance: float, auroc_low: float = 0.6) -> pd.Series:
-    ends = {"reliance_low": reliance - 0.05, "reliance_high": reliance + 0.05}
+    ends = {"reliance_low": reliance - 0.05, "reliance_high": reliance + 0.05, "reliance_by": ""}
     return pd.Series({"auroc": 0.7, "auroc_low": auroc_low, "auroc_high": 0.8, "reliance": reliance, **ends})
 
 
@@ -176,11 +191,13 @@ def test_measures_of_two_ways_are_not_compared() -> None:
         [{"dial": "dimension", "setting": s, "value": v, "estimate": v, "low": v, "high": v} for s, v in settings]
     )
     row = pd.Series({"auroc": 0.7, "auroc_low": 0.6, "auroc_high": 0.8})
-    row = pd.concat([row, pd.Series({"dimension": 8.0, "dimension_low": 4.0, "dimension_high": 16.0})])
+    row = pd.concat(
+        [row, pd.Series({"dimension": 8.0, "dimension_low": 4.0, "dimension_high": 16.0, "dimension_by": WAY})]
+    )
     assert "in another way" in advise._of_dial("dimension", row, gains, measured).said
-    assert "pretrain with it" in advise._of_dial("dimension", row, gains, measured.assign(by="calibrated")).said
+    assert "pretrain with it" in advise._of_dial("dimension", row, gains, measured.assign(by=WAY)).said
     measured.loc[0, "estimate"] = np.nan
-    said = advise._of_dial("dimension", row, gains, measured.assign(by="calibrated")).said
+    said = advise._of_dial("dimension", row, gains, measured.assign(by=WAY)).said
     assert advise.NO_BASIS in said and "could be measured" in said
 
 

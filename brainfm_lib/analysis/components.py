@@ -25,6 +25,7 @@ POOLING = "mean"  # of the last block: the vector that the page of latents calls
 DIRECTIONS = 128  # principal directions looked at for the dimension, at most
 HALVES = 60  # random halves of the subjects
 SIMULATIONS = 200  # of a half, for every number of directions
+WAY = "calibrated"  # how dimensions are measured: changed with the measure, since those of two ways do not compare
 
 
 def component_curve(
@@ -133,12 +134,12 @@ def make_components(
 
 
 def write_dimension(folder: Path, name: str, features: Array, table: pd.DataFrame) -> None:
-    """Write ``dimension.parquet``: pooling (`name`), estimate, low, high; NaN where a class is too small."""
+    """Write ``dimension.parquet``: pooling (`name`), estimate, low, high, by (`WAY`); NaN for too small a class."""
     try:
         found = discriminative_dimension(features, table["label"].to_numpy(), table["subject_id"].to_numpy())
     except InputError:
         found = Interval(float("nan"), float("nan"), float("nan"))
-    pd.DataFrame([{"pooling": name, **vars(found)}]).to_parquet(folder / "dimension.parquet", index=False)
+    pd.DataFrame([{"pooling": name, **vars(found), "by": WAY}]).to_parquet(folder / "dimension.parquet", index=False)
 
 
 def standardised(features: Array) -> Array:
