@@ -79,8 +79,9 @@ def check(manifest: ManifestOption = None, report: ReportOption = None) -> None:
     """Say what of the manifest is present, valid and free of leaks; nothing is written but the report."""
     from brainfm_lib.data.prepare import check as check_data
     from brainfm_lib.data_report import write_check_report
+    from brainfm_lib.external import check_encoders
 
-    findings = check_data(manifest)
+    findings = check_data(manifest, also=check_encoders)
     listed: Counter[tuple[str, str]] = Counter()
     for finding in findings:
         listed[finding.where, finding.rule] += 1

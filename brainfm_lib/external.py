@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import torch
 from brainfm_lib.card import TRAINED_ON
 from brainfm_lib.data.digests import file_digests
 from brainfm_lib.data.manifest import EncoderSettings, Manifest
+from brainfm_lib.data.prepare import Finding
 from brainfm_lib.device import best_device
 from brainfm_lib.errors import InputError
 from brainfm_lib.features import VolumeReader, batches
@@ -66,6 +67,26 @@ def load_encoder(settings: EncoderSettings, path: Path) -> VisionTransformer3d:
     except Exception as error:  # safetensors, the unpickler and strange contents have errors of many kinds
         said = (str(error).splitlines() or [type(error).__name__])[0]
         raise InputError(f"{path} holds no weights of a MONAI ViT ({said}): save its state dict.") from error
+
+
+def check_encoders(manifest: Manifest) -> Iterator[Finding]:
+    """Whether the encoders of a manifest are there and hold what it says; files of Python are not executed."""
+    available = manifest.available_encoders()
+    for name, settings in manifest.encoders.items():
+        where = f"encoder {name}"
+        if name not in available:
+            yield Finding("note", where, f"absent: a variable in {settings.path} is not set.")
+            continue
+        try:
+            weights_digest(settings, manifest)
+            said = f"{settings.function} of {settings.path}, which runs when it is asked for features"
+            if settings.kind != "python":
+                size = load_encoder(settings, manifest.resolve(settings.path)).config
+                said = f"{size.embed_dim} wide, {size.depth} blocks, patch {size.patch_size}"
+            known = "known" if trained_on(settings, manifest) is not None else "not known, so no leak can be found"
+            yield Finding("ok", where, f"{said}; the scans that it was pretrained on are {known}.")
+        except InputError as error:
+            yield Finding("error", where, str(error))
 
 
 def check_unchanged(settings: EncoderSettings, manifest: Manifest, digest: str) -> None:

@@ -47,6 +47,9 @@ def judge(study: Study, protocol: str, tasks: Sequence[str] | None = None, table
     study.refuse_leaks(tasks)
     kind, found = KINDS[protocol], []
     wanted = tasks or (curve_tasks(study) if protocol == "curve" else study.tasks)
+    for task in study.tasks:
+        if not tasks and task not in wanted:
+            yield f"{task:<16} left out: it is cross-validated, and each point of a curve takes all its fits: name it"
     make_together(study, _chains_of(study, protocol, wanted))
     for task in wanted:
         for arm in asked_of(study, protocol):

@@ -6,9 +6,12 @@ import torch
 import yaml
 
 from brainfm_lib import comparison
+from brainfm_lib.card import TRAINED_ON
 from brainfm_lib.data.augment import zscore
+from brainfm_lib.data.prepare import check
 from brainfm_lib.device import faster_precision
 from brainfm_lib.errors import InputError
+from brainfm_lib.external import check_encoders
 from brainfm_lib.models import VisionTransformer3d, VisionTransformerConfig
 from brainfm_lib.study import Study
 
@@ -126,6 +129,28 @@ def test_what_cannot_be_used_is_said_in_a_sentence(make_study, tmp_path, setting
     (tmp_path / "broken" / "model.safetensors").write_text("no")
     with pytest.raises(InputError, match=sentence):
         make_study(mine=settings).run("features:mine:test")
+
+
+def test_check_says_which_encoders_can_be_used(make_study, tmp_path):
+    encoder = VisionTransformer3d(VisionTransformerConfig(8, 24, 1, 2))
+    for name in ("ours", "broken"):
+        encoder.save_pretrained(tmp_path / name)
+    (tmp_path / "ours" / TRAINED_ON).write_text("a b")
+    (tmp_path / "broken" / "model.safetensors").write_text("no")
+    (tmp_path / "mine.py").write_text("raise RuntimeError('executed')")
+    make_study(
+        ours={"kind": "folder", "path": "ours"},
+        broken={"kind": "folder", "path": "broken"},
+        lost={"kind": "monai", "heads": 3, "path": "lost.pt"},
+        mine={"kind": "python", "path": "mine.py"},
+        elsewhere={"kind": "folder", "path": "${NOWHERE_TO_BE_FOUND}/x"},
+    )
+    found = {f.where: f for f in check(tmp_path / "data_manifest.yaml", progress=False, also=check_encoders)}
+    levels = {name: found[f"encoder {name}"].level for name in ("ours", "broken", "lost", "mine", "elsewhere")}
+    assert levels == {"ours": "ok", "broken": "error", "lost": "error", "mine": "ok", "elsewhere": "note"}
+    assert "24 wide, 1 blocks, patch 8" in found["encoder ours"].sentence
+    assert "pretrained on are known" in found["encoder ours"].sentence
+    assert "no leak can be found" in found["encoder mine"].sentence
 
 
 def test_names_of_arms_are_taken_and_unknown_keys_are_named(make_study):

@@ -419,6 +419,13 @@ def test_maps_have_a_row_for_each_factor_that_tells_scans_apart(drawn: dict[str,
     assert labels[:: len(encoders)] == ["contrast", "site"]  # there is no diagnosis
 
 
+def test_a_map_names_scans_of_which_nothing_is_known() -> None:
+    table = latent_map().assign(diagnosis=["", "NC", "AD"] * 20, site=["a", "b", np.nan] * 20)
+    axes = figures.latent_maps({"mae": table}).axes
+    named = [{text.get_text() for text in axis.get_legend().get_texts()} for axis in axes]
+    assert {"unknown", "NC", "AD"} in named and {"unknown", "a", "b"} in named
+
+
 def pictured_by_slider() -> dict[str, np.ndarray]:
     return {"target": head() * 4 - 1, "mae": head() * 2 - 1, "jepa": np.zeros(GEOMETRY.grid, np.float32)}
 

@@ -179,6 +179,9 @@ def test_the_command_line_judges_exports_and_compares(confounded, tmp_path):
         list(compare_runs(runs[:1]))
     with pytest.raises(InputError, match="no predictions"):
         list(compare_runs([runs[0], confounded.run("features:raw-voxels:own").id]))
+    small = {"subjects.downstream": 160, "evaluation.cross_validate_below": 1000}
+    few = Study("tiny", confounded.manifest.path, objective="random-init", progress=False, overrides=small)
+    assert ["left out: it is cross-validated" in line for line in judge(few, "curve")] == [True]
     with pytest.raises(InputError, match="no protocol 'lda'"):
         list(judge(confounded, "lda"))
     with pytest.raises(InputError, match="no task 'sex'"):

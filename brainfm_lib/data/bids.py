@@ -11,7 +11,8 @@ from typing import Any
 
 import pandas as pd
 
-from brainfm_lib.data.folders import dicom_hint, is_folder, stem
+from brainfm_lib.data.folders import dicom_hint, is_folder, once_each, stem
+from brainfm_lib.data.quality import SUFFIXES
 from brainfm_lib.data.tables import STANDARD, Scans, first_few, read_table, refusals, tidy
 from brainfm_lib.errors import InputError
 
@@ -44,8 +45,8 @@ def bids_scans(root: Path, cohort: str, suffixes: Mapping[str, str]) -> Scans:
 
     Returns:
         The scans, with every column of the joined tables as text; refused are files that are there twice, or whose
-        name contradicts their folder. The notes list scans without a row in a table that is there, and rows without a
-        scan.
+        name contradicts their folder. The notes list scans without a row in a table that is there, rows without a
+        scan, and images whose names do not say that they are scans of such a contrast.
 
     Raises:
         InputError: No such folder, no scans in it, or a table that cannot be joined.
@@ -53,7 +54,7 @@ def bids_scans(root: Path, cohort: str, suffixes: Mapping[str, str]) -> Scans:
     if not root.is_dir():
         raise InputError(f"The folder {root} of cohort {cohort} does not exist: mend the root or the variable in it.")
     contrasts = {**CONTRASTS, **suffixes}
-    rows, misplaced = [], []
+    rows, misplaced, others = [], [], []
     visits_of: dict[str, pd.DataFrame] = {}
     sidecars = _Sidecars(root)
     for subject in _folders(root, "sub-"):
@@ -65,6 +66,7 @@ def bids_scans(root: Path, cohort: str, suffixes: Mapping[str, str]) -> Scans:
             for file in _files(place / "anat"):
                 match = NAME.fullmatch(file.name)
                 if match is None or match["suffix"] not in contrasts:
+                    others += [file.name] if file.name.endswith(SUFFIXES) else []
                     continue
                 said = _misplaced(match["entities"], subject.name, session)
                 if said:
@@ -90,22 +92,22 @@ def bids_scans(root: Path, cohort: str, suffixes: Mapping[str, str]) -> Scans:
     if not rows:
         raise InputError(
             f"{root} holds no file sub-*/[ses-*/]anat/*_SUFFIX.nii[.gz] with SUFFIX among {', '.join(contrasts)}: "
-            f"point the root of cohort {cohort} at a BIDS folder." + dicom_hint(root)
+            f"point the root of cohort {cohort} at a BIDS folder, or rename what lies there "
+            f"({first_few(others) or 'no image'})." + dicom_hint(root)
         )
-    scans = found = pd.DataFrame(rows)
-    again = scans["scan_uid"].duplicated(keep=False)
-    refused = refusals(
-        [
-            (uid, "identifier", f"{path} is there twice, with different endings: remove one of the two.")
-            for uid, path in zip(scans["scan_uid"][again], scans["path"][again])
-        ]
-        + misplaced
-    )
-    scans = scans[~again].reset_index(drop=True)
+    found = pd.DataFrame(rows)
+    scans, twice = once_each(found)
+    refused = refusals(twice + misplaced)
     for name in ("scanner", "field_strength"):
         if not (scans[name] != "").any():
             del scans[name]
     notes = list(sidecars.damaged)
+    if others:
+        notes.append(
+            f"{len(others)} images in anat folders are left alone: {first_few(others)}. Their names do not end with "
+            f"_SUFFIX of {', '.join(contrasts)}: rename those that are wanted, or say under 'suffixes' what theirs "
+            "stands for."
+        )
     participants = root / "participants.tsv"
     if participants.is_file():
         people = _keyed(participants, "participant_id", "sub-").rename(columns={"participant_id": "subject_id"})

@@ -54,7 +54,7 @@ def folder_scans(
         contrast: Of all scans, where the pattern does not say.
 
     Returns:
-        The standard columns, path absolute; nothing is refused here.
+        The standard columns, path absolute; refused are files that are there twice, with different endings.
 
     Raises:
         InputError: No such folder, or nothing fits.
@@ -85,7 +85,18 @@ def folder_scans(
             f"{root} holds no file that fits {pattern!r}: point the root of cohort {cohort} at the right folder."
             + dicom_hint(root)
         )
-    return Scans(tidy(pd.DataFrame(rows)), refusals([]))
+    scans, twice = once_each(pd.DataFrame(rows))
+    return Scans(tidy(scans), refusals(twice))
+
+
+def once_each(scans: pd.DataFrame) -> tuple[pd.DataFrame, list[tuple[str, str, str]]]:
+    """Scans of which there is one file, and for `tables.refusals` those with several: `X.nii` beside `X.nii.gz`."""
+    again = scans["scan_uid"].duplicated(keep=False)
+    twice = [
+        (uid, "identifier", f"{path} is there twice, with different endings: remove one of the two.")
+        for uid, path in zip(scans["scan_uid"][again], scans["path"][again])
+    ]
+    return scans[~again].reset_index(drop=True), twice
 
 
 def walk(root: Path) -> Iterator[Path]:

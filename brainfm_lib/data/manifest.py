@@ -360,9 +360,9 @@ def load_manifest(path: str | Path | None = None) -> Manifest:
 
 
 def one_sentence(error: ValidationError, content: Any = None) -> str:
-    """Flatten a validation error: the first problem with its key path and the keys that exist there."""
+    """Flatten a validation error: an unknown key or the first problem, its key path and the keys that exist there."""
     problems = error.errors(include_url=False)
-    first = problems[0]
+    first = next((p for p in problems if p["type"] == "extra_forbidden"), problems[0])  # misspelt, hence missing
     place = [str(part) for part in first["loc"] if not (str(part) in KINDS and len(first["loc"]) > 3)]
     key = ".".join(place)
     if first["type"] == "extra_forbidden":

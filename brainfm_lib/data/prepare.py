@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -34,12 +34,18 @@ class Finding:
     rule: str = ""
 
 
-def check(manifest_path: str | Path | None = None, *, progress: bool = True) -> list[Finding]:
+def check(
+    manifest_path: str | Path | None = None,
+    *,
+    progress: bool = True,
+    also: Callable[[Manifest], Iterable[Finding]] = lambda _: (),
+) -> list[Finding]:
     """Look at the manifest, its cohorts (every scan's header too) and its tasks. Nothing is written.
 
     Args:
         manifest_path: As in `load_manifest`.
         progress: Show a bar while headers are read.
+        also: What else of the manifest is looked at, last.
 
     Returns:
         Findings in the manifest's order; everything can be used if none has the level "error".
@@ -69,7 +75,7 @@ def check(manifest_path: str | Path | None = None, *, progress: bool = True) -> 
     if manifest.transductive:
         sentence = "transductive: true lets pretraining see validation and test subjects; results will say so."
         findings.append(Finding("warning", "pretraining", sentence))
-    return findings
+    return findings + list(also(manifest))
 
 
 @dataclass(frozen=True)

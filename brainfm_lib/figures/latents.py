@@ -107,7 +107,7 @@ def latent_maps(maps: Mapping[str, pd.DataFrame], factors: Sequence[str] = MAPPE
     figure, axes = panels(len(rows) * len(maps), columns=len(maps), height=2.1, sharex="col", sharey="col")
     for place, axis in enumerate(axes):
         factor, (arm, table) = rows[place // len(maps)], list(maps.items())[place % len(maps)]
-        values = table[factor].astype(str)
+        values = table[factor].astype(str).replace("", pd.NA).fillna("unknown")
         names = values.value_counts().index[:MOST_GROUPS].sort_values()
         rest = table[~values.isin(names)]
         axis.plot(rest["component_1"], rest["component_2"], ".", color="#D9D9D9", markersize=2)

@@ -130,6 +130,24 @@ def test_a_scan_whose_name_contradicts_its_folder_is_refused(make_bids, make_man
     assert f"{name}_T1w.nii.gz: {words}: move" in cohort.refused["reason"][0]
 
 
+def test_images_whose_names_do_not_say_what_they_are_are_listed(make_bids, make_manifest):
+    root = make_bids(2)
+    for name in ("sub-00_t1w.nii.gz", "sub-00_T1w_defaced.nii", "sub-01_T1map.nii.gz", "sub-01_T1w.txt"):
+        save_scan(root / "sub-00/anat/x.nii.gz").rename(root / "sub-00/anat" / name)
+    cohort = bids(make_manifest)
+    assert len(cohort.scans) == 2 and cohort.refused.empty
+    assert cohort.notes[0].startswith(
+        "3 images in anat folders are left alone: sub-00_T1w_defaced.nii, sub-00_t1w.nii.gz, sub-01_T1map.nii.gz. "
+    )
+    assert "'suffixes'" in cohort.notes[0] and len(cohort.notes) == 1
+
+
+def test_a_bids_folder_of_such_images_alone_names_them(make_manifest, tmp_path):
+    save_scan(tmp_path / "bids/sub-01/anat/sub-01_t1w.nii.gz")
+    with pytest.raises(InputError, match=r"rename what lies there \(sub-01_t1w.nii.gz\)"):
+        bids(make_manifest)
+
+
 def test_a_bids_folder_of_misplaced_scans_alone_says_so(make_manifest, tmp_path):
     save_scan(tmp_path / "bids/sub-01/anat/sub-1_T1w.nii.gz")
     with pytest.raises(InputError, match="the name says sub-1 and the folder sub-01"):

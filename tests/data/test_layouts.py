@@ -275,6 +275,18 @@ def test_a_folder_cohort_of_ones_own_pattern(tmp_path, make_manifest):
     ]
 
 
+def test_a_scan_that_is_there_twice_is_refused(tmp_path, make_manifest):
+    for name in ("p1.nii.gz", "p2.nii.gz", "p2.nii"):
+        brain(tmp_path / "scans" / name)
+    settings = {"kind": "folder", "root": "scans", "pattern": "{subject_id}.nii*", "contrast": "T1w"}
+    cohort = list_scans(make_manifest(cohorts={"c": settings}), "c")
+    assert cohort.scans["scan_uid"].tolist() == ["c/p1"] and cohort.refused["scan_uid"].tolist() == ["c/p2"] * 2
+    assert all("there twice, with different endings" in reason for reason in cohort.refused["reason"])
+    (tmp_path / "scans/p1.nii.gz").unlink()
+    with pytest.raises(InputError, match="there twice"):
+        list_scans(make_manifest(cohorts={"c": settings}), "c")
+
+
 @pytest.mark.parametrize("settings", [{"kind": "bids"}, {"kind": "folder", "recipe": "IXI"}])
 def test_dicom_folders_are_refused_with_the_command_that_converts_them(tmp_path, make_manifest, settings):
     series = tmp_path / "raw" / "series"

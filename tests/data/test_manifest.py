@@ -75,6 +75,7 @@ def test_paths_start_at_the_manifest_and_variables_expand(make_manifest, tmp_pat
         ("version: 1\ncohorts: [" * 2000, r"valid YAML|cannot be read"),
         ("version: 1\x00\ncohorts: {}", r"not valid YAML"),
         ({"cohorts": {"a": {"kind": "bids", "rot": "x", "root": "y"}}}, r"'cohorts\.a\.rot'.*root"),
+        ({"cohorts": {"a": {"kind": "bids", "rot": "x"}}}, r"'cohorts\.a\.rot'.*root.*1 more problem"),
         ({"cohorts": {"a": {"kind": "bids"}}}, r"'cohorts\.a\.root'"),
         ({"cohorts": {"a": {"kind": "nifti"}}}, r"'cohorts\.a'.*bids"),
         ({"cohorts": {"a/b": TABLE}}, r"'a/b'"),
