@@ -16,7 +16,7 @@ from scipy.stats import t
 
 from brainfm_lib.causal import DIALS, LEVEL, latest, measured
 from brainfm_lib.errors import InputError
-from brainfm_lib.structure import MEASURES, structure_rows
+from brainfm_lib.structure import MEASURES, structure_rows, told_apart
 from brainfm_lib.verdict import RAW_VOXELS, REGULARISED
 
 if TYPE_CHECKING:
@@ -101,6 +101,8 @@ def _of_dial(name: str, row: pd.Series, gains: pd.DataFrame, settings: pd.DataFr
         return none("the settings of the dial were measured in another way than this task: measure them anew")
     if not np.isfinite(here["estimate"]).all():
         return none("not every setting of the dial could be measured")
+    if not told_apart(here):
+        return none("what is measured of the settings does not tell the two ends of the dial apart")
     reach = float(here["estimate"].min()), float(here["estimate"].max())
     if place[0] < reach[0] or place[0] > reach[1]:
         return none(f"the dial covers {reach[0]:.2f} to {reach[1]:.2f}, and this task lies outside")

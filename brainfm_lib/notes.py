@@ -12,7 +12,7 @@ from brainfm_lib.comparison import PREDICTORS, came_along
 from brainfm_lib.config import SHIPPED
 from brainfm_lib.figures.style import title
 from brainfm_lib.matching import unmatched
-from brainfm_lib.structure import ordering
+from brainfm_lib.structure import ordering, told_apart
 from brainfm_lib.verdict import CNN, CONTROL, DECIDED, NUISANCE, RAW_VOXELS, REGULARISED, SHUFFLED, TRANSDUCTIVE
 from brainfm_lib.words import Words
 
@@ -378,6 +378,7 @@ def ordering_note(measured: pd.DataFrame) -> Words:
     ends = [
         f"the measured {names[dial]} runs from {rows['estimate'].min():.2g} to {rows['estimate'].max():.2g} where the "
         f"dial goes from {rows['value'].min():g} to {rows['value'].max():g}"
+        + ("" if told_apart(rows) else ", and the intervals at its two ends overlap")
         for dial, rows in measured.groupby("dial", sort=False)
     ]
     return Words(f"Spearman's correlation of {'; of '.join(said)}. That is about order alone: {'; '.join(ends)}.")

@@ -66,6 +66,16 @@ def measured_dials(runs: dict[str, Run], dials: dict[str, Dial]) -> pd.DataFrame
     return pd.DataFrame(rows, columns=["dial", "setting", "value", "estimate", "low", "high", "by"])
 
 
+def told_apart(rows: pd.DataFrame) -> bool:
+    """Whether the intervals of a dial's first and last setting lie apart, in the direction in which it turns.
+
+    Args:
+        rows: Of one dial, from `measured_dials`.
+    """
+    rows = rows.sort_values("value")
+    return bool(rows["high"].iloc[0] < rows["low"].iloc[-1])
+
+
 def ordering(measured: pd.DataFrame) -> dict[str, float]:
     """Dial -> Spearman's correlation of what it is set to and what is measured."""
     return {

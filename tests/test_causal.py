@@ -12,7 +12,7 @@ from scipy.stats import norm
 from brainfm_lib import advise, causal, notes, tables
 from brainfm_lib.analysis.components import WAY
 from brainfm_lib.errors import InputError
-from brainfm_lib.structure import look_into, ordering, structure_rows
+from brainfm_lib.structure import look_into, ordering, structure_rows, told_apart
 from brainfm_lib.study import Study
 
 SMALL = {"subjects.pretraining": 8, "subjects.downstream": 40, "optimiser.steps": 2, "evaluation.permutations": 20}
@@ -199,6 +199,15 @@ def test_measures_of_two_ways_are_not_compared() -> None:
     measured.loc[0, "estimate"] = np.nan
     said = advise._of_dial("dimension", row, gains, measured.assign(by=WAY)).said
     assert advise.NO_BASIS in said and "could be measured" in said
+
+
+def test_a_dial_whose_ends_look_alike_is_no_basis() -> None:
+    gains, settings = planted(1.0)
+    assert told_apart(settings) and "overlap" not in notes.ordering_note(settings).data
+    alike = settings.assign(low=settings["low"].min())
+    assert not told_apart(alike) and "the intervals at its two ends overlap" in notes.ordering_note(alike).data
+    found = advise._of_dial("frequency", structure_row(0.6), gains, alike)
+    assert advise.NO_BASIS in found.said and "two ends of the dial" in found.said and np.isnan(found.gain)
 
 
 @pytest.mark.parametrize(
