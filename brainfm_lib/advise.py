@@ -95,8 +95,10 @@ def _of_dial(name: str, row: pd.Series, gains: pd.DataFrame, settings: pd.DataFr
 
     here = settings[settings["dial"] == name]
     part = gains[(gains["dial"] == name) & (gains["arm"] == arm)]
-    if row["auroc_low"] <= CHANCE or not np.isfinite(place).all():
+    if row["auroc_low"] <= CHANCE:
         return none("a linear reading of whole scans is not above chance, so where the label lies cannot be said")
+    if not np.isfinite(place).all():
+        return none(f"the {what} cannot be told from so few subjects")
     if set(here.get("by", [""])) != {row[f"{measure}_by"]}:
         return none("the settings of the dial were measured in another way than this task: measure them anew")
     if not np.isfinite(here["estimate"]).all():

@@ -215,7 +215,7 @@ def test_a_dial_whose_ends_look_alike_is_no_basis() -> None:
     [
         (structure_row(0.99), 5, "outside"),
         (structure_row(0.6, auroc_low=0.45), 5, "not above chance"),
-        (structure_row(float("nan")), 5, "not above chance"),
+        (structure_row(float("nan")), 5, "cannot be told"),
     ],
 )
 def test_there_is_no_advice_without_a_basis(row: pd.Series, seeds: int, why: str) -> None:
