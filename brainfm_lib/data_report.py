@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SHOWN = 6  # scans a contrast
+LONGEST = 16  # characters of a scan's name above its picture
 STYLE = (
     "body{font:15px/1.5 system-ui,sans-serif;max-width:70rem;margin:2rem auto;padding:0 1rem;color:#222}"
     "table{border-collapse:collapse;font-size:13px;margin:.5rem 0 1.5rem}"
@@ -92,7 +93,8 @@ def _figures(volumes: Volumes, rows: np.ndarray) -> list[Figure]:
     from brainfm_lib.figures import cohort_montage, intensity_histogram
 
     read = volumes.read(rows)
-    titles = [str(uid).partition("/")[2][-14:] for uid in volumes.scans["scan_uid"].iloc[rows]]
+    names = [str(uid).partition("/")[2] for uid in volumes.scans["scan_uid"].iloc[rows]]
+    titles = [name if len(name) <= LONGEST else f"…{name[1 - LONGEST :]}" for name in names]
     return [cohort_montage(read, titles, volumes.geometry), intensity_histogram(read, titles)]
 
 

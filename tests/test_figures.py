@@ -419,6 +419,12 @@ def test_maps_have_a_row_for_each_factor_that_tells_scans_apart(drawn: dict[str,
     assert labels[:: len(encoders)] == ["contrast", "site"]  # there is no diagnosis
 
 
+def test_levels_of_eight_bits_make_no_steps_in_a_histogram() -> None:
+    volume = np.repeat(np.arange(256, dtype=np.float32) / 255, 8).reshape(8, 16, 16)
+    density = figures.intensity_histogram(volume[None], ["a"]).axes[0].patches[0].get_data().values
+    assert len(density) == 51 and np.allclose(density, 1)
+
+
 def test_a_map_names_scans_of_which_nothing_is_known() -> None:
     table = latent_map().assign(diagnosis=["", "NC", "AD"] * 20, site=["a", "b", np.nan] * 20)
     axes = figures.latent_maps({"mae": table}).axes

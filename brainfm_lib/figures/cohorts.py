@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from brainfm_lib.figures.style import OTHERS, WIDTH, figure_function, nothing, panels
+from brainfm_lib.figures.style import OTHERS, WIDTH, figure_function, legend_below, nothing, panels
 
 MOST = 6  # categories drawn; the rest is summed up
 SIDES = ("train", "val", "test")
@@ -50,14 +50,14 @@ def intensity_histogram(volumes: NDArray[np.floating], titles: Sequence[str]) ->
         volumes: (n, D, H, W) in [0, 1], background 0.
         titles: n names.
     """
-    figure, axis = plt.subplots(figsize=(WIDTH, 2.2), layout="constrained")
-    edges = np.linspace(0, 1, 51)
+    figure, axis = plt.subplots(figsize=(WIDTH, 2.5), layout="constrained")
+    edges = (np.arange(52) * 5 + 0.5) / 255  # each holds five of the levels that 8 bits have above the background
     for number, (volume, name) in enumerate(zip(volumes, titles)):
         density, _ = np.histogram(volume[volume > 0], bins=edges, density=True)
         axis.stairs(density, edges, label=name, color=OTHERS[number % len(OTHERS)])
     axis.set_xlabel("stored intensity of the foreground")
     axis.set_ylabel("density")
-    axis.legend(fontsize=7, ncols=4)
+    legend_below(figure, [axis], columns=3)
     return figure
 
 
