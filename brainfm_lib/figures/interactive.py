@@ -122,7 +122,7 @@ def slice_explorer(
     names, number = list(volumes), PLANES[plane]
     stack = np.stack([np.asarray(volumes[name], dtype=np.float32) for name in names])
     low, high = float(stack[0].min()), float(np.quantile(stack[0], 0.998))
-    grey = (255 * np.clip((stack - low) / (high - low), 0, 1)).astype(np.uint8)
+    grey = (255 * np.clip((stack - low) / max(high - low, 1e-12), 0, 1)).astype(np.uint8)
     slices = np.moveaxis(grey, 1 + number, 0)
     inside = np.flatnonzero((slices[:, 0] > 0).any((1, 2)))
     first, last = (inside[0], inside[-1]) if len(inside) else (0, len(slices) - 1)
