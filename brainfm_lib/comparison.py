@@ -233,15 +233,15 @@ def paired_differences(study: Study) -> pd.DataFrame:
             if other is not None:
                 found = compare(run, other, draws=study.profile.evaluation.bootstrap_draws)
                 names = {"arm": arm, "baseline": baseline, "task": task, "protocol": KINDS[kind], "run": run.id}
-                tested = {**vars(found), "p_delong": delong_p(run, other)}
+                tested = {**vars(found), "p_delong": delong_p(run, other), "freedom": _freedom(run)}
                 rows.append({**names, "metric": METRIC, "seed": study.seed, **tested})
     columns = ["arm", "baseline", "task", "protocol", "run", "metric", "seed", "estimate", "low", "high", "p"]
-    columns.append("p_delong")
-    table = pd.DataFrame(rows, columns=columns)
+    table = pd.DataFrame(rows, columns=[*columns, "p_delong", "freedom"])
     family = table.groupby(["protocol", "baseline"])["p"]
     p = family.transform(stats.holm) if rows else pd.Series(dtype=float)
     tests = family.transform("count").clip(lower=1) if rows else 1
-    return table.assign(p_holm=p, detectable=stats.detectable_difference(table["low"], table["high"], tests))
+    seen = stats.detectable_difference(table["low"], table["high"], tests, table.pop("freedom"))
+    return table.assign(p_holm=p, detectable=seen)
 
 
 def picked(study: Study, kind: str = "probe") -> pd.DataFrame:
@@ -315,6 +315,12 @@ def compare(run: Run, other: Run, *, draws: int = 2000) -> stats.Comparison:
     found = stats.nadeau_bengio(np.array(each[::2]) - np.array(each[1::2]), 1 / (1 + trained))
     low, high = min(plain.low, found.low), max(plain.high, found.high)
     return stats.Comparison(found.estimate, low, high, max(plain.p, found.p))
+
+
+def _freedom(run: Run) -> float:
+    """Degrees of freedom of the test in `compare`: one less than folds, without any infinitely many."""
+    table = run.table("predictions")
+    return float(table["fold"].nunique() - 1) if "fold" in table else float("inf")
 
 
 def delong_p(run: Run, other: Run) -> float:

@@ -82,12 +82,14 @@ def over_splits(study: Study, repeats: pd.DataFrame) -> pd.DataFrame:
                 paired = (means[task, arm] - means[task, baseline]).dropna()
                 found = stats.nadeau_bengio(paired, TEST)
                 names = {"arm": arm, "baseline": baseline, "task": task, "protocol": "splits"}
-                rows.append({**names, **vars(found)})
-    table = pd.DataFrame(rows, columns=["arm", "baseline", "task", "protocol", "estimate", "low", "high", "p"])
+                rows.append({**names, **vars(found), "freedom": len(paired) - 1.0})
+    columns = ["arm", "baseline", "task", "protocol", "estimate", "low", "high", "p", "freedom"]
+    table = pd.DataFrame(rows, columns=columns)
     family = table.groupby("baseline")["p"]
     p = family.transform(stats.holm) if rows else pd.Series(dtype=float)
     tests = family.transform("count").clip(lower=1) if rows else 1
-    return table.assign(p_holm=p, detectable=stats.detectable_difference(table["low"], table["high"], tests))
+    seen = stats.detectable_difference(table["low"], table["high"], tests, table.pop("freedom"))
+    return table.assign(p_holm=p, detectable=seen)
 
 
 def replicated(study: Study, differences: pd.DataFrame) -> pd.DataFrame:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from brainfm_lib.runs import Run
     from brainfm_lib.study import Study
 
+CHANCE = 0.5
 MEASURES = {"frequency": "reliance", "dimension": "dimension"}  # dial -> what should follow it
 
 
@@ -26,7 +27,8 @@ def structure_rows(runs: dict[str, Run]) -> pd.DataFrame:
 
     Returns:
         task, then auroc (of whole images), reliance and dimension, each with _low, _high and _by: in which way it was
-        measured, "" where there has been one only or before ways had names.
+        measured, "" where there has been one only or before ways had names. No reliance is told where the whole images'
+        AUROC cannot be told from ½: it would be a share of what cannot be read at all.
     """
     rows = []
     for task, run in runs.items():
@@ -36,6 +38,7 @@ def structure_rows(runs: dict[str, Run]) -> pd.DataFrame:
             key = "auroc" if name == "whole" else name
             row |= {key: found["estimate"], f"{key}_low": found["low"], f"{key}_high": found["high"]}
             row[f"{key}_by"] = found.get("by", "")
+        row["reliance"] = row["reliance"] if row["auroc_low"] > CHANCE else float("nan")
         rows.append(row)
     names = ("auroc", "reliance", "dimension")
     columns = ["task", *(f"{name}{end}" for name in names for end in ("", "_low", "_high", "_by"))]

@@ -95,6 +95,10 @@ def cutoffs() -> pd.DataFrame:
     )
 
 
+def relied(task: str, reliance: float) -> dict[str, object]:
+    return {"task": task, "reliance": reliance, "reliance_low": 0.1, "reliance_high": 0.9}
+
+
 def direction() -> pd.DataFrame:
     edges = np.linspace(0, 0.087, 13)
     return pd.DataFrame({"low": edges[:-1], "high": edges[1:], "weights": 1 / 12, "pattern": np.linspace(0, 1 / 6, 12)})
@@ -284,7 +288,7 @@ def all_figures(arms: tuple[str, ...]) -> dict[str, Figure]:
         ),
         "cutoff_curves": figures.cutoff_curves(
             {"ad": cutoffs(), "mci": cutoffs()} if arms else {},
-            {"ad": pd.DataFrame([interval(0.3)]), "mci": pd.DataFrame([interval(np.nan)])},
+            pd.DataFrame([relied("ad", 0.3), relied("mci", np.nan)]),
             {"ad": "AD (phantom)"},
             {"ad": 0.04},
         ),

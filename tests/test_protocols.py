@@ -14,6 +14,7 @@ from brainfm_lib.probes.fewshot import _subjects_of_classes, few_shot
 from brainfm_lib.probes.neighbours import knn_probe
 from brainfm_lib.probes.results import evaluate, with_shuffled_labels
 from brainfm_lib.study import Study
+from brainfm_lib.words import counted
 
 
 def cohort(n: int = 240, effect: float = 1.5, seed: int = 0, scans: int = 1):
@@ -203,7 +204,7 @@ def test_the_supervised_network_is_a_row_of_fine_tuning(confounded):
     assert "not been trained" in notes.cnn_note(confounded).data
     epochs = confounded.run("finetune:cnn:age").provenance["epochs"]
     share = confounded.cnn_share("age", epochs)
-    assert f"age {epochs} epochs ({100 * share:.0f} %)" in notes.cnn_note(confounded).data and share > 0
+    assert f"age {counted(epochs, 'epoch')} ({100 * share:.0f} %)" in notes.cnn_note(confounded).data and share > 0
     rows = confounded.results().query("arm == 'cnn'")
     assert set(rows["protocol"]) == {"fine-tune"} and rows["estimate"].notna().any()
     assert "cnn" not in set(comparison.paired_differences(confounded)["arm"])

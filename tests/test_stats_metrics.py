@@ -205,3 +205,22 @@ def test_variance_shares_find_what_went_in():
         variance_shares(table.iloc[1:], "auroc", ["seed", "split"], "v")
     with pytest.raises(InputError, match="one level"):
         variance_shares(table[table["seed"] == 0], "auroc", ["seed", "split"], "v")
+
+
+@pytest.mark.parametrize("tests", [1, 12])
+def test_few_folds_see_what_is_said_that_they_see(tests):
+    """Differences drawn as the corrected t-test takes them: folds that share training subjects."""
+    rng, folds, share = np.random.default_rng(0), 5, 0.2
+    common = np.sqrt(share / (1 - share))  # the variance that folds share, by the test's own model
+
+    def draw(truth):
+        return truth + 0.05 * (common * rng.standard_normal() + rng.standard_normal(folds))
+
+    intervals = [nadeau_bengio(draw(0.0), share) for _ in range(2000)]
+    seen = np.median([detectable_difference(c.low, c.high, tests, folds - 1) for c in intervals])
+    found = np.mean([nadeau_bengio(draw(seen), share).p < 0.05 / tests for _ in range(2000)])
+    assert 0.7 < found < 0.9
+    if tests > 1:  # far out, normal quantiles promise too much
+        assert np.median([detectable_difference(c.low, c.high, tests) for c in intervals]) < 0.8 * seen
+    many, normal = (detectable_difference(-0.1, 0.1, tests, freedom) for freedom in (1e7, np.inf))
+    assert many == pytest.approx(normal, rel=1e-5)

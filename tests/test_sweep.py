@@ -15,6 +15,7 @@ import pandas as pd
 import pytest
 
 from brainfm_lib.errors import InputError
+from brainfm_lib.sweep import effects, pages
 from brainfm_lib.sweep.plan import Slurm, choose, load_sweep
 from brainfm_lib.sweep.run import describe, dry_run, run_sweep
 
@@ -286,7 +287,6 @@ def test_every_ready_sweep_is_sound(file: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_effects_of_planted_settings() -> None:
-    from brainfm_lib.sweep import effects
 
     rng = np.random.default_rng(0)
     rows = [
@@ -367,7 +367,7 @@ def test_a_cell_is_what_papermill_makes_and_the_table_names_its_runs(tmp_path: P
     sweep = load_sweep(file)
     from dataclasses import replace
 
-    from brainfm_lib.sweep import collect, effects, pages
+    from brainfm_lib.sweep import collect
     from brainfm_lib.sweep.cells import page_of, run_cell
 
     sweep = replace(sweep, folder=tmp_path / "sweeps" / "real")
@@ -390,11 +390,13 @@ def test_a_cell_is_what_papermill_makes_and_the_table_names_its_runs(tmp_path: P
     chosen = found.table[found.table["cell"] == best["cell"]]
     assert best["test"] == pytest.approx(chosen["auroc"].mean()) and best["highest_test"] >= best["test"]
     assert best["validation"] == found.table.groupby("cell")["validation"].mean().max()
-    said = pages.summary(found, names).data
+    said = pages.summary(found, names, sweep.name).data
     assert "**Phantom results**: the scans of ad" in said
     assert "Validation subjects pick" in said and "that is no result" in said
     assert len(pages.cells_table(effects.cell_table(found, names), names, "real")) == 2
     assert len(pages.effects_table(main)) == 2
+    one = effects.outcomes(table[table["spectral_weight"] == 0.1])
+    assert effects.main_effects(one, []).empty and "1 cell on 5 tasks" in pages.summary(one, [], sweep.name).data
     cell = sweep.cells[1]
     words = [
         "-f",
@@ -418,3 +420,37 @@ def test_a_cell_is_what_papermill_makes_and_the_table_names_its_runs(tmp_path: P
     asked = [request for request in swept["runs"] if request.startswith(("pretrain", "probe"))]
     assert len(asked) == 6 and all(by_hand["runs"][request] == swept["runs"][request] for request in asked)
     assert describe(cell).startswith('objective="sl-mae"')
+
+
+def planted(cells: list[tuple[float, str]], seeds: int = 2) -> effects.Outcomes:
+    """Ratio has no effect, and blocks lower the AUROC by 0.1."""
+    rng = np.random.default_rng(0)
+    rows = [
+        {"cell": f"{ratio} {kind} {seed}", "ratio": ratio, "kind": kind, "seed": seed, "arm": "mae", "task": "ad"}
+        for ratio, kind in cells
+        for seed in range(seeds)
+    ]
+    table = pd.DataFrame(rows)
+    table["auroc"] = 0.7 - 0.1 * (table["kind"] == "block")
+    return effects.Outcomes(table, table["auroc"].to_numpy()[:, None] + 0.01 * rng.standard_normal(effects.DRAWS))
+
+
+def test_effects_are_those_of_cells_that_differ_in_one_setting() -> None:
+    names, listed = ["ratio", "kind", "seed"], [(0.5, "random"), (0.75, "random"), (0.9, "random"), (0.75, "block")]
+    main = effects.main_effects(planted(listed), names).set_index(["parameter", "level"])
+    assert main.loc["ratio", "difference"].abs().max() < 1e-12 and main.loc[("ratio", "0.75"), "cells"] == 2
+    assert main.loc[("kind", "block"), "difference"] == pytest.approx(-0.1)
+    crossed = effects.main_effects(planted([(r, k) for r in (0.5, 0.75) for k in ("random", "block")]), names)
+    assert (crossed["cells"] == 4).all()
+    mixed = effects.main_effects(planted([(0.5, "random"), (0.75, "block")]), names).set_index("parameter")
+    assert mixed.loc[["ratio", "kind"], "difference"].isna().all() and mixed.loc["seed", "difference"].notna().all()
+    assert list(pages.effects_table(mixed.reset_index())["difference from the first"][:4]) == ["–"] * 4
+
+
+def test_a_page_says_which_settings_never_vary_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pages, "about_sweep", lambda root, sweep: {"simulated": ["ad"]})
+    found = planted([(0.5, "random"), (0.75, "block")])
+    found.table["validation"], found.table["train_seconds"] = found.table["auroc"], 1.0
+    said = pages.summary(found, ["ratio", "kind"], "nowhere").data
+    assert "No cells differ in ratio and kind alone" in said and "told from" not in said
+    assert said.startswith("**Phantom results**: the scans of ad are simulated.")

@@ -27,7 +27,7 @@ LEGEND_BANDS = {"low": "what lies below the cut-off", "high": "what lies above"}
 @figure_function
 def cutoff_curves(
     curves: Mapping[str, pd.DataFrame],
-    reliance: Mapping[str, pd.DataFrame],
+    structure: pd.DataFrame,
     titles: Mapping[str, str] | None = None,
     truths: Mapping[str, float] | None = None,
 ) -> Figure:
@@ -35,7 +35,7 @@ def cutoff_curves(
 
     Args:
         curves: Task -> table with band (low, high), cutoff (cycles/mm), estimate, low, high.
-        reliance: Task -> table with one row: estimate, low, high of the high-frequency reliance.
+        structure: task, reliance, reliance_low and reliance_high, from `brainfm_lib.structure.structure_rows`.
         titles: Task -> its name.
         truths: Task -> frequency (cycles/mm) below which half of its known signal's power lies.
     """
@@ -56,9 +56,9 @@ def cutoff_curves(
         axis.axhline(CHANCE, color="black", linewidth=0.8)
         if task in (truths or {}):
             axis.axvline((truths or {})[task], color="#666666", linewidth=0.9, linestyle=":", label="half of the truth")
-        one = reliance[task].iloc[0]
-        said = f"{one['estimate']:.2f} [{one['low']:.2f}, {one['high']:.2f}]"
-        said = "no signal" if np.isnan(one["estimate"]) else said
+        one = structure.set_index("task").loc[task]
+        said = f"{one['reliance']:.2f} [{one['reliance_low']:.2f}, {one['reliance_high']:.2f}]"
+        said = "not told" if np.isnan(one["reliance"]) else said
         axis.set_title(f"{wrapped((titles or {}).get(task, task), 34)}\nreliance {said}", fontsize=8.5)
         axis.set_xlabel("cut-off (cycles/mm)")
     for axis in axes[:: min(3, len(axes))]:

@@ -5,10 +5,12 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
-from scipy.special import ndtri, stdtr, stdtrit
+from scipy.special import nctdtrinc, ndtri, stdtr, stdtrit
 
 from brainfm_lib.errors import InputError
 from brainfm_lib.stats.units import Comparison
+
+MANY = 1000  # degrees of freedom from which a t-distribution is as good as normal
 
 
 def nadeau_bengio(differences: ArrayLike, test_share: float, *, level: float = 0.95) -> Comparison:
@@ -40,24 +42,37 @@ def nadeau_bengio(differences: ArrayLike, test_share: float, *, level: float = 0
 
 
 def detectable_difference(
-    low: ArrayLike, high: ArrayLike, tests: ArrayLike = 1, *, level: float = 0.95, power: float = 0.8
+    low: ArrayLike,
+    high: ArrayLike,
+    tests: ArrayLike = 1,
+    freedom: ArrayLike = np.inf,
+    *,
+    level: float = 0.95,
+    power: float = 0.8,
 ) -> np.ndarray:
     """Smallest true difference that a two-sided test would have found with probability `power`.
 
-    From the width of the difference's interval, taken as normal: (z_alpha + z_power) standard errors, where alpha is
-    what the first step of Holm's adjustment leaves of 1 - `level`, as if none of the other differences were there.
+    From the width of the difference's interval: so many standard errors that the noncentral t lies beyond t_alpha with
+    that probability, where alpha is what the first step of Holm's adjustment leaves of 1 - `level`, as if none of the
+    other differences were there. (That of a normal distribution is z_alpha + z_power.)
 
     Args:
         low, high: Ends of the intervals, of nominal coverage `level`.
         tests: Size of the family that a difference is tested in.
+        freedom: Degrees of freedom of the t-distribution that the intervals come from; infinite for a normal one.
         level, power: As said.
 
     Returns:
         The differences; NaN where an interval has no width, which says nothing of what could have been found.
     """
     width = np.asarray(high, float) - np.asarray(low, float)
-    error = np.where(width > 0, width, np.nan) / (-2 * ndtri((1 - level) / 2))
-    return (ndtri(power) - ndtri((1 - level) / (2 * np.asarray(tests, float)))) * error
+    alpha, df = (1 - level) / (2 * np.asarray(tests, float)), np.asarray(freedom, float)
+    few = df < MANY
+    t = np.where(few, df, 1.0)
+    error = np.where(width > 0, width, np.nan) / (
+        -2 * np.where(few, stdtrit(t, (1 - level) / 2), ndtri((1 - level) / 2))
+    )
+    return error * np.where(few, nctdtrinc(t, 1 - power, -stdtrit(t, alpha)), ndtri(power) - ndtri(alpha))
 
 
 def variance_shares(table: pd.DataFrame, value: str, factors: Sequence[str], sampling: str) -> pd.DataFrame:

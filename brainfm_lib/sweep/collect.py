@@ -7,6 +7,7 @@ from typing import Any
 
 import pandas as pd
 
+from brainfm_lib.data.manifest import load_manifest
 from brainfm_lib.identity import write_atomic
 from brainfm_lib.report import SWEPT, SWEPT_ABOUT
 from brainfm_lib.runs import Run, get_run
@@ -51,12 +52,22 @@ WANTED = (*KINDS, "pretrain")
 def write_results(sweep: Sweep, cells: list[Cell]) -> pd.DataFrame:
     """`collect` into ``results.parquet`` and ``results.csv`` of the sweep's folder, and beside them what it asks."""
     table = collect(sweep, cells)
+    about = {"title": sweep.title, "question": sweep.question, "simulated": _simulated(cells, table)}
     with write_atomic(sweep.folder / SWEPT_ABOUT) as temporary:
-        temporary.write_text(json.dumps({"title": sweep.title, "question": sweep.question}), encoding="utf-8")
+        temporary.write_text(json.dumps(about), encoding="utf-8")
     for name, write in ((SWEPT, table.to_parquet), ("results.csv", table.to_csv)):
         with write_atomic(sweep.folder / name) as temporary:
             write(temporary, index=False)
     return table
+
+
+def _simulated(cells: list[Cell], table: pd.DataFrame) -> list[str]:
+    """Tasks of a sweep's table whose scans are simulated, by the manifests that its cells were given."""
+    found: set[str] = set()
+    for path in {cell.parameters.get("manifest") or None for cell in cells}:
+        known = load_manifest(path)
+        found |= {name for name, task in known.tasks.items() if known.cohorts[task.cohort].kind == "phantom"}
+    return sorted(found & set(table.get("task", [])))
 
 
 def notebook_of(sweep: Sweep, cell: Cell) -> str:

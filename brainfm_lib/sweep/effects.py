@@ -74,7 +74,11 @@ def outcomes(table: pd.DataFrame, protocol: str = "linear") -> Outcomes:
 
 
 def main_effects(found: Outcomes, names: Sequence[str]) -> pd.DataFrame:
-    """Mean AUROC over tasks and over all other parameters at each level of each parameter.
+    """Mean AUROC over tasks at each level of each parameter, over cells that differ in that parameter alone.
+
+    Where a sweep is not crossed (a list, a random draw, one that is not finished), these are the cells whose other
+    settings occur with every level. Without any, all cells of a level count, and nothing is said of differences: they
+    would be those of other settings too.
 
     Args:
         found: From `outcomes`.
@@ -87,10 +91,15 @@ def main_effects(found: Outcomes, names: Sequence[str]) -> pd.DataFrame:
     rows = []
     for name in names:
         reference: tuple[float, np.ndarray] | None = None
-        for order, level in enumerate(_levels(found.table[name])):
-            here = (found.table[name].map(str) == level).to_numpy()
+        levels, at_level = _levels(found.table[name]), found.table[name].map(str)
+        others = [other for other in (*names, "arm", "task") if other != name and other in found.table]
+        rest = found.table[others].map(str).agg("\x1f".join, axis=1)
+        everywhere = rest.map(at_level.groupby(rest).nunique()) == len(levels)
+        nothing = np.full(DRAWS, np.nan)
+        for order, level in enumerate(levels):
+            here = ((at_level == level) & (everywhere | (not everywhere.any()))).to_numpy()
             mean, values = float(found.table["auroc"][here].mean()), found.resampled[here].mean(0)
-            reference = reference or (mean, values)
+            reference = reference or ((mean, values) if everywhere.any() else (float("nan"), nothing))
             low, high = np.quantile(values, [0.025, 0.975])
             apart = np.quantile(values - reference[1], [0.025, 0.975])
             rows.append(
@@ -107,7 +116,8 @@ def main_effects(found: Outcomes, names: Sequence[str]) -> pd.DataFrame:
                     "difference_high": apart[1],
                 }
             )
-    return pd.DataFrame(rows)
+    columns = ["parameter", "level", "order", "cells", "estimate", "low", "high"]
+    return pd.DataFrame(rows, columns=[*columns, "difference", "difference_low", "difference_high"])
 
 
 def interaction(found: Outcomes, first: str, second: str) -> pd.DataFrame:

@@ -6,11 +6,10 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from brainfm_lib.data.manifest import load_manifest
 from brainfm_lib.paths import project_root
 from brainfm_lib.report import about_sweep, sweep_identity
 from brainfm_lib.sweep.effects import Outcomes, best_cell, main_effects
-from brainfm_lib.words import Words
+from brainfm_lib.words import Words, counted, listed
 
 
 def question(sweep: str) -> Words:
@@ -19,38 +18,42 @@ def question(sweep: str) -> Words:
     return Words(f"*{said}*" if said else f"The sweep `{sweep}`.")
 
 
-def summary(found: Outcomes, names: Sequence[str]) -> Words:
+def summary(found: Outcomes, names: Sequence[str], sweep: str) -> Words:
     """How many cells, which one validation picks, how far a look at the test subjects would flatter, and what moved."""
     best, tasks = best_cell(found), found.table["task"].nunique()
     row = found.table[found.table["cell"] == best["cell"]].iloc[0]
     setting = ", ".join(f"{_plain(name)} {row[name]}" for name in names)
-    said = [
-        *phantom_results(sorted(found.table["task"].unique())),
-        f"{best['cells']} cells on {tasks} task{'s' if tasks > 1 else ''}.",
+    said = [*phantom_results(sweep), f"{counted(best['cells'], 'cell')} on {counted(tasks, 'task')}."]
+    if best["cells"] < 2 or not names:
+        reached = f"{best['test']:.3f} [{best['low']:.3f}, {best['high']:.3f}]"
+        return Words("\n\n".join([*said, f"Nothing is compared: the mean AUROC on test subjects is {reached}."]))
+    said += [
         f"Validation subjects pick **{setting}** (mean AUROC {best['validation']:.3f}); on test subjects it reaches "
         f"**{best['test']:.3f}** [{best['low']:.3f}, {best['high']:.3f}].",
         f"The choice flatters itself by {best['optimism']:+.3f} on the subjects it was made on. The highest cell on "
         f"test subjects has {best['highest_test']:.3f}: picked there, that is no result.",
     ]
     effects = main_effects(found, names)
+    mixed = [_plain(name) for name, rows in effects.groupby("parameter", sort=False) if rows["difference"].isna().all()]
     moved = effects[(effects["difference_low"] > 0) | (effects["difference_high"] < 0)]
     moved = moved[moved["parameter"] != "seed"]
-    if moved.empty:
-        said.append("No level of any setting can be told from the first one on these test subjects.")
-    else:
-        listed = "; ".join(f"{_plain(r['parameter'])} {r['level']}: {_difference(r)}" for _, r in moved.iterrows())
-        said.append(f"Told from the first level, unadjusted: {listed}.")
+    if mixed:
+        said.append(
+            f"No cells differ in {listed(mixed)} alone, at all levels: nothing is said of what "
+            f"{'it does' if len(mixed) == 1 else 'they do'}."
+        )
+    if moved.empty and effects["difference"].notna().any():
+        said.append("No level of any setting that is compared can be told from its first one on these test subjects.")
+    elif len(moved):
+        apart = "; ".join(f"{_plain(r['parameter'])} {r['level']}: {_difference(r)}" for _, r in moved.iterrows())
+        said.append(f"Told from the first level, unadjusted: {apart}.")
     return Words("\n\n".join(said))
 
 
-def phantom_results(tasks: Sequence[str]) -> list[str]:
-    """Which of these tasks of the manifest are simulated, said in a sentence, if any is."""
-    known = load_manifest(None)
-    cohorts = {task: known.cohorts[known.tasks[task].cohort].kind for task in tasks if task in known.tasks}
-    simulated = [task for task, kind in cohorts.items() if kind == "phantom"]
-    if not simulated:
-        return []
-    return [f"**Phantom results**: the scans of {', '.join(simulated)} are simulated."]
+def phantom_results(sweep: str) -> list[str]:
+    """Which tasks of a sweep were simulated when it was run, said in a sentence, if any was."""
+    simulated: Sequence[str] = about_sweep(project_root(), sweep).get("simulated") or ()
+    return [f"**Phantom results**: the scans of {', '.join(simulated)} are simulated."] if simulated else []
 
 
 def effects_table(effects: pd.DataFrame) -> pd.DataFrame:
@@ -61,7 +64,9 @@ def effects_table(effects: pd.DataFrame) -> pd.DataFrame:
             "level": effects["level"],
             "cells": effects["cells"],
             "mean AUROC": [f"{r['estimate']:.3f} [{r['low']:.3f}, {r['high']:.3f}]" for _, r in effects.iterrows()],
-            "difference from the first": [_difference(r) if r["order"] else "–" for _, r in effects.iterrows()],
+            "difference from the first": [
+                _difference(r) if r["order"] and pd.notna(r["difference"]) else "–" for _, r in effects.iterrows()
+            ],
         }
     )
 

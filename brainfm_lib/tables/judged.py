@@ -45,7 +45,7 @@ def differences_table(differences: pd.DataFrame, titles: Mapping[str, str], *, s
     for _, r in differences.sort_values("baseline", key=lambda b: b.map(list(TITLES).index), kind="stable").iterrows():
         pair = f"{title(r['arm'])} − {_name(r['baseline'], scratch)}"
         said = p_text(r["p_holm"])
-        if pd.notna(r["p_holm"]) and r["p_holm"] >= DECIDED:  # what a null result could have seen
+        if r["p_holm"] >= DECIDED and pd.notna(r["detectable"]):  # what a null result could have seen
             said += f", sees {r['detectable']:.2f}" if r["detectable"] < 1 else ", sees none"
         cell = f"{r['estimate']:+.2f}<br><small>[{r['low']:+.2f}, {r['high']:+.2f}]<br>{said}</small>"
         rows.setdefault(pair, {})[titles.get(r["task"], r["task"])] = cell

@@ -12,14 +12,10 @@ from brainfm_lib.figures.style import title
 def structure_table(rows: pd.DataFrame, titles: Mapping[str, str]) -> pd.DataFrame:
     """High-frequency reliance and discriminative dimension of tasks, with 95 % intervals.
 
-    A reliance is not told where the whole images' AUROC cannot be told from ½.
-
     Args:
         rows: From `brainfm_lib.structure.structure_rows`.
         titles: Task -> its name.
     """
-    unread = rows["auroc_low"] <= 0.5  # a share of what cannot be read at all
-    rows = rows.assign(reliance=rows["reliance"].where(~unread))
     return pd.DataFrame(
         {
             "task": [titles.get(task, task) for task in rows["task"]],
