@@ -1,7 +1,6 @@
 """Pretraining within minutes: measure on this machine, plan what fits, keep the plan, train."""
 
 import json
-import platform
 import tempfile
 import time
 from pathlib import Path
@@ -36,7 +35,8 @@ def pretrain_within(
     Planned are, from what this machine needs for a few volumes and steps: the number of pretraining subjects, where
     preparing all would take too long; the batch size, where the profile's leaves too few steps; and the number of
     steps. All are the same for every arm, so that arms see the same volumes. The plan is kept in ``runs/plans/``: the
-    same command again follows it. Finished arms are found, a broken one goes on, and time already spent counts.
+    same command again follows it, also on another host with the same device. Finished arms are found, a broken one
+    goes on, and time already spent counts.
 
     Returns:
         Run identifier of each arm.
@@ -44,14 +44,14 @@ def pretrain_within(
     Raises:
         InputError: The budget does not suffice for `SMALLEST` steps.
     """
-    if minutes <= 0:
+    if not minutes > 0:
         raise InputError(f"A budget of {minutes:g} minutes is none: give --minutes a number above 0.")
-    from brainfm_lib.device import best_device
+    from brainfm_lib.device import best_device, device_name
 
     start = time.perf_counter()
     base = Study(profile, manifest, seed, objective, cpu=cpu)
-    machine = [platform.node(), str(best_device(cpu=cpu))]
-    key = stable_hash([minutes, machine, objective, {arm: base.config(f"pretrain:{arm}").id for arm in base.arms}])
+    arms = {arm: base.config(f"pretrain:{arm}").id for arm in base.arms}
+    key = stable_hash([minutes, device_name(best_device(cpu=cpu)), objective, arms])
     file = runs_dir() / "plans" / f"plan-{key}.json"
     if file.is_file():
         plan: dict[str, Any] = json.loads(file.read_text())

@@ -10,7 +10,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from brainfm_lib.identity import write_atomic
+from brainfm_lib.identity import save_tensors, write_atomic
 from brainfm_lib.integrity import damage, digests, set_aside
 
 SNAPSHOTS = "snapshots"
@@ -37,8 +37,6 @@ def save_checkpoint(
         history: Rows of the metrics so far.
         state: Whatever else must survive, as JSON.
     """
-    from safetensors.torch import save_file
-
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     moments = {
         f"{names[id(parameter)]}|{entry}": torch.as_tensor(value).cpu().contiguous()
@@ -50,8 +48,8 @@ def save_checkpoint(
         return
     with write_atomic(target) as temporary:
         temporary.mkdir()
-        save_file(host_state(model), temporary / "model.safetensors")
-        save_file(moments, temporary / "optimiser.safetensors")
+        save_tensors(host_state(model), temporary / "model.safetensors")
+        save_tensors(moments, temporary / "optimiser.safetensors")
         pd.DataFrame(history).to_parquet(temporary / "metrics.parquet")
         (temporary / STATE).write_text(json.dumps({"step": step, **state}))
         (temporary / DIGESTS).write_text(json.dumps(digests(temporary)))
@@ -106,11 +104,9 @@ def snapshot_steps(steps: int) -> list[int]:
 
 def keep_snapshot(folder: Path, step: int, model: nn.Module) -> None:
     """Write ``snapshots/<step>.safetensors``: how the model was at that step, for curves of what is learned when."""
-    from safetensors.torch import save_file
-
     (folder / SNAPSHOTS).mkdir(exist_ok=True)
     with write_atomic(folder / SNAPSHOTS / f"{step:08d}.safetensors") as temporary:
-        save_file(host_state(model), temporary)
+        save_tensors(host_state(model), temporary)
 
 
 def snapshots(folder: Path) -> dict[int, Path]:

@@ -393,7 +393,7 @@ def rm(names: Annotated[list[str], typer.Argument(help="Identifiers, or their be
     from brainfm_lib.runs import remove_run
 
     for name in names:
-        print(f"removed {remove_run(name).id}")
+        print(f"removed {remove_run(name)}")
 
 
 if __name__ == "__main__":

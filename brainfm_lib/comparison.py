@@ -335,6 +335,11 @@ def delong_p(run: Run, other: Run) -> float:
 def _paired(run: Run, other: Run) -> tuple[Any, ...]:
     """Labels, scores of both, subjects, and folds or None, of the same scans in the same order."""
     a, b = (r.table("predictions").set_index("scan_uid").sort_index() for r in (run, other))
+    if not a.index.equals(b.index):
+        raise InputError(
+            f"{run.id} and {other.id} held out different scans, or name them by pseudonyms of two keys (BRAINFM_KEY): "
+            "they cannot be paired."
+        )
     scores = (p.loc[a.index, [c for c in p.columns if c.startswith("score")]].to_numpy() for p in (a, b))
     folds = a["fold"].to_numpy() if "fold" in a else None
     return a["label"].to_numpy(), *scores, a["subject_id"].to_numpy(), folds

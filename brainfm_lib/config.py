@@ -1,9 +1,11 @@
 """Profiles: one typed, validated description of an experiment, made of the dataclasses beside models and losses."""
 
 import dataclasses
+import math
 import types
 import typing
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -74,6 +76,11 @@ class EvaluationConfig:
     finetune_tasks: tuple[str, ...] = ("ad",)
     batch_size: int = 32
 
+    def __post_init__(self) -> None:
+        least_one = ("bootstrap_draws", "permutations", "refits", "batch_size")
+        if min(*(getattr(self, name) for name in least_one), *self.shots, 1) < 1:
+            raise ValueError(f"{', '.join(least_one)} and shots are at least 1")
+
 
 @dataclass(frozen=True)
 class Profile:
@@ -104,6 +111,13 @@ class Profile:
     arm_lr: Mapping[str, float] = field(default_factory=dict)
     trial_lrs: tuple[float, ...] = (5e-4, 1e-3, 2e-3)
     arm_optimiser: Mapping[str, OptimiserConfig] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        unknown = [arm for arm in (*self.arm_lr, *self.arm_optimiser) if arm not in EVERY_ARM]
+        if unknown:
+            raise ValueError(f"there is no arm {unknown[0]!r} for arm_lr or arm_optimiser: {', '.join(EVERY_ARM)}")
+        if min(self.arm_lr.values(), default=0.0) < 0 or min(self.trial_lrs, default=0.0) < 0:
+            raise ValueError("learning rates are not negative")
 
     @property
     def volumes_seen(self) -> int:
@@ -153,6 +167,8 @@ def profile_values(name: str, overrides: Mapping[str, Any] | None = None) -> dic
         values = load_yaml(file.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"{file.name} is not YAML ({' '.join(str(error).split())}).") from error
+    if not isinstance(values, dict):
+        raise InputError(f"{file.name} must hold names and values, such as 'optimiser: {{steps: 1000}}'.")
     for dotted, value in (overrides or {}).items():
         *path, last = str(dotted).split(".")
         place = values
@@ -227,13 +243,17 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         if hint is float and isinstance(value, int) and not isinstance(value, bool):
             return float(value)
         if hint is float and isinstance(value, str):  # YAML reads 5e-4 as text
-            try:
-                return float(value)
-            except ValueError:
-                pass
+            with suppress(ValueError):
+                value = float(value)
         if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
             raise InputError(f"{where} must be {hint.__name__}, not {value!r}.")
-        return value
+        return _finite(value, where)
     if isinstance(value, Mapping):
         return {str(name): _convert(arguments[1], item, f"{where}.{name}") for name, item in value.items()}
     raise InputError(f"{where} must be a mapping of names to values, not {value!r}.")
+
+
+def _finite(value: Any, where: str) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        raise InputError(f"{where} must be a finite number, not {value!r}.")
+    return value

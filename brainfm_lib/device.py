@@ -6,6 +6,8 @@ from typing import Any
 
 import torch
 
+from brainfm_lib.processes import bound_cores
+
 NARROW = 256  # width of an encoder below which one alone cannot keep a CPU busy
 
 
@@ -16,6 +18,13 @@ def best_device(*, cpu: bool = False) -> torch.device:
     if not cpu and torch.backends.mps.is_available():
         return torch.device("mps")
     return torch.device("cpu")
+
+
+def device_name(device: torch.device) -> str:
+    """What a plan holds for, on whichever host: the name of a GPU, or the number of a CPU's cores."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{device.type}, {bound_cores()} cores"
 
 
 def send(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:

@@ -171,7 +171,10 @@ def compare_runs(names: Sequence[str]) -> Iterator[str]:
     first = _scans(runs[0])
     for run in runs[1:]:
         if not _scans(run).equals(first):
-            raise InputError(f"{run.id} and {runs[0].id} held out different scans or labels: they cannot be paired.")
+            raise InputError(
+                f"{run.id} and {runs[0].id} held out different scans or labels, or name them by "
+                "pseudonyms of two keys (BRAINFM_KEY): they cannot be paired."
+            )
     yield f"{runs[0].id:<28} {area(runs[0])}"
     for run in runs[1:]:
         d = compare(run, runs[0])

@@ -41,6 +41,10 @@ class OptimiserConfig:
             raise ValueError(f"precision must be auto, bf16 or fp32, got {self.precision!r}")
         if min(self.batch_size, self.accumulate, self.steps) < 1:
             raise ValueError("batch_size, accumulate and steps are at least 1")
+        if min(self.lr, self.start_factor, self.end_factor, self.weight_decay, self.weight_decay_end) < 0:
+            raise ValueError("lr, its factors and weight_decay are not negative")
+        if not (0 <= self.warmup <= 1 and self.clip > 0 and all(0 <= beta < 1 for beta in self.betas)):
+            raise ValueError("warmup lies in [0, 1], betas in [0, 1), and clip is above 0")
 
     def lr_at(self, step: int) -> float:
         """Learning rate of `step` (0-based)."""

@@ -27,14 +27,23 @@ def project_root(start: str | Path | None = None) -> Path:
     )
 
 
+def anchored(text: str) -> Path:
+    """A path as a variable gives it: ``~`` is the home folder, and a relative one starts at the project's root.
+
+    Not at the working directory: a shell, a notebook's kernel and a job of a cluster have one each.
+    """
+    path = Path(text).expanduser()
+    return path if path.is_absolute() else project_root() / path
+
+
 def store_dir() -> Path:
     """Folder of the prepared volumes (``BRAINFM_STORE``, else ``store/`` under the root)."""
-    return Path(os.environ.get("BRAINFM_STORE") or project_root() / "store")
+    return anchored(os.environ.get("BRAINFM_STORE") or "store")
 
 
 def runs_dir() -> Path:
     """Folder of the runs made here (``BRAINFM_RUNS``, else ``runs/`` under the root)."""
-    return Path(os.environ.get("BRAINFM_RUNS") or project_root() / "runs")
+    return anchored(os.environ.get("BRAINFM_RUNS") or "runs")
 
 
 def shipped_dir() -> Path:

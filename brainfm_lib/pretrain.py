@@ -34,7 +34,7 @@ from brainfm_lib.data.geometry import Geometry
 from brainfm_lib.device import fixed_threads, peak_memory, training_precision
 from brainfm_lib.errors import InputError
 from brainfm_lib.graphed import GraphedLoss
-from brainfm_lib.identity import stable_hash
+from brainfm_lib.identity import save_tensors, stable_hash
 from brainfm_lib.losses.spectral import compile_spectral_loss
 from brainfm_lib.masking import Mask, MaskConfig, dropped_foreground
 from brainfm_lib.models import Jepa, Lejepa
@@ -337,11 +337,9 @@ class Trainer:
 
     def finish(self) -> dict[str, Any]:
         """Write metrics, model and encoder; the run store drops the checkpoints once the run is whole."""
-        from safetensors.torch import save_file
-
         if self.accelerator.is_main_process:
             pd.DataFrame(self.history).to_parquet(self.folder / "metrics.parquet")
-            save_file(host_state(self.raw), self.folder / "model.safetensors")
+            save_tensors(host_state(self.raw), self.folder / "model.safetensors")
             card = model_card(self.config.objective, self.config.geometry, {**self._summary(), **self.about})
             self.raw.exported.save_pretrained(self.folder / "encoder", card=card)
             (self.folder / "encoder" / TRAINED_ON).write_text("".join(f"{key}\n" for key in self.scans))

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
@@ -84,9 +85,10 @@ class Run:
         self.path = path
         try:
             self.provenance: dict[str, Any] = json.loads((path / PROVENANCE).read_text())
-        except (OSError, ValueError) as error:
+            self.provenance["id"], self.provenance["kind"], self.provenance["finished"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise InputError(
-                f"{path} is no finished run (no readable {PROVENANCE}): see `brainfm runs list`."
+                f"{path} is no finished run (no readable {PROVENANCE}): `brainfm runs rm {path.name}` removes it."
             ) from error
 
     def __repr__(self) -> str:
@@ -246,6 +248,11 @@ class _hold:
     def __enter__(self) -> None:
         try:
             self.lock.acquire(timeout=0)
+        except PermissionError as error:
+            root = self.note.parent.parent
+            raise InputError(
+                f"{root} cannot be written ({error.strerror}): set BRAINFM_RUNS to a folder that can."
+            ) from error
         except Timeout:
             try:
                 holder = json.loads(self.note.read_text())
@@ -318,9 +325,15 @@ def _git_state() -> dict[str, Any]:
 
 
 def list_runs() -> list[Run]:
-    """All finished runs, shipped ones first, then by the time they finished."""
-    folders = [p.parent for root in (shipped_dir() / "runs", runs_dir()) for p in root.glob(f"[!.]*/{PROVENANCE}")]
-    return sorted((Run(folder) for folder in folders), key=lambda run: (not run.shipped, run.provenance["finished"]))
+    """All finished runs, shipped ones first, then by the time they finished; of a damaged one a warning tells."""
+    found = []
+    for root in (shipped_dir() / "runs", runs_dir()):
+        for file in root.glob(f"[!.]*/{PROVENANCE}"):
+            try:
+                found.append(Run(file.parent))
+            except InputError as error:
+                warnings.warn(str(error), stacklevel=2)
+    return sorted(found, key=lambda run: (not run.shipped, run.provenance["finished"]))
 
 
 def get_run(name: str) -> Run:
@@ -339,16 +352,22 @@ def get_run(name: str) -> Run:
     return (exact or matches)[0]
 
 
-def remove_run(name: str) -> Run:
-    """Delete a run that was made here.
+def remove_run(name: str) -> str:
+    """Delete a run that was made here, by its identifier or the beginning of it; a damaged one by its whole name.
+
+    Returns:
+        Its identifier.
 
     Raises:
-        InputError: It ships with the project, is being made, or does not exist.
+        InputError: It ships with the project, or does not exist.
     """
-    run = get_run(name)
-    if run.shipped:
-        raise InputError(f"{run.id} ships with the project and is read-only.")
-    doomed = run.path.with_name(f".removed-{run.path.name}")
-    run.path.replace(doomed)
+    folder = runs_dir() / name
+    if Path(name).name != name or name.startswith(".") or not (folder / PROVENANCE).is_file():
+        run = get_run(name)
+        if run.shipped:
+            raise InputError(f"{run.id} ships with the project and is read-only.")
+        folder = run.path
+    doomed = folder.with_name(f".removed-{folder.name}-{os.getpid()}")
+    folder.replace(doomed)
     shutil.rmtree(doomed)
-    return run
+    return folder.name

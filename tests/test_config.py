@@ -52,6 +52,17 @@ def test_overrides_reach_into_the_profile():
         ({"encoder.embed_dim": 100}, "multiple of heads"),
         ({"optimiser.lr.peak": 1.0}, "reaches into 'lr'"),
         ({"mask": 3}, "must be a mapping"),
+        ({"arm_lr": {"sl_mae": 0.1}}, "no arm 'sl_mae' for arm_lr"),
+        ({"arm_lr": {"mae": -0.1}}, "not negative"),
+        ({"arm_optimiser": {"MAE": {"steps": 5}}}, "no arm 'MAE'"),
+        ({"optimiser.lr": -1}, "lr, its factors and weight_decay are not negative"),
+        ({"optimiser.lr": "nan"}, "optimiser: lr must be a finite number"),
+        ({"optimiser.warmup": 7}, "warmup lies in"),
+        ({"jepa.ema_start": 2.0}, "ema_start and ema_end lie in"),
+        ({"jepa.predictor_heads": 5}, "multiple of its 5 heads"),
+        ({"vcr.weight": -3}, "weights of VCR are not negative"),
+        ({"evaluation.batch_size": 0}, "are at least 1"),
+        ({"evaluation.shots": [0, 8]}, "are at least 1"),
     ],
 )
 def test_mistakes_end_in_one_sentence_that_names_the_place(overrides, words):
@@ -65,3 +76,11 @@ def test_an_unknown_profile_lists_the_known_ones():
         load_profile("quik")
     with pytest.raises(InputError, match="There is no arm 'mea'"):
         load_profile("tiny").pretraining("mea", 0)
+
+
+@pytest.mark.parametrize("text", ["", "- a\n- b\n", "word"])
+def test_a_profile_that_holds_no_names_is_refused_with_overrides_too(tmp_path, text):
+    file = tmp_path / "mine.yaml"
+    file.write_text(text)
+    with pytest.raises(InputError, match="must hold names and values"):
+        load_profile(str(file), {"optimiser.steps": 1})

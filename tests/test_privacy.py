@@ -1,5 +1,6 @@
 """No identifier of a person and no free text of a header reaches runs or results."""
 
+import multiprocessing
 import stat
 
 import nibabel as nib
@@ -8,8 +9,9 @@ import pandas as pd
 import pytest
 import yaml
 
-from brainfm_lib.data.pseudonyms import key_file, pseudonymised
+from brainfm_lib.data.pseudonyms import _key, key_file, pseudonymised
 from brainfm_lib.errors import InputError
+from brainfm_lib.stats.permutation import label_dealer
 from brainfm_lib.study import Study
 from tests.data.scans import head
 
@@ -93,7 +95,36 @@ def test_pseudonyms_follow_the_key_and_nothing_else(tmp_path, monkeypatch):
     assert set(first["subject_id"]).isdisjoint(pseudonymised(scans, "other")["subject_id"]), "cohorts cannot be joined"
     assert stat.S_IMODE(key_file().stat().st_mode) == 0o600
     monkeypatch.setenv("BRAINFM_KEY", str(tmp_path / "two" / "key"))
+    with pytest.raises(InputError, match=r"pseudonyms of another key than .*two/key"):
+        pseudonymised(scans, "c")
+    monkeypatch.setenv("BRAINFM_RUNS", str(tmp_path / "other-runs"))
     assert set(first["subject_id"]).isdisjoint(pseudonymised(scans, "c")["subject_id"])
+
+
+def _first_use(path, start, answers):
+    start.wait()
+    answers.put(_key(path))
+
+
+def test_processes_that_need_a_key_at_once_have_one_key(tmp_path):
+    context = multiprocessing.get_context("fork")
+    for attempt in range(10):
+        start, answers = context.Barrier(4), context.Queue()
+        path = tmp_path / f"{attempt}" / "key"
+        helpers = [context.Process(target=_first_use, args=(path, start, answers)) for _ in range(4)]
+        for helper in helpers:
+            helper.start()
+        found = {answers.get(timeout=30) for _ in helpers}
+        for helper in helpers:
+            helper.join()
+        assert found == {bytes.fromhex(path.read_text().strip())}
+
+
+def test_labels_are_dealt_out_alike_under_every_key():
+    labels, subjects = np.arange(30) % 2, np.repeat(np.arange(15), 2).astype(str)
+    renamed = pd.Series(subjects).map({name: f"{hash(name) % 997:03}-{name}" for name in subjects}).to_numpy()
+    one, other = (label_dealer(labels, names)(np.random.default_rng(0)) for names in (subjects, renamed))
+    assert (one == other).all()
 
 
 def test_a_key_that_is_no_key_is_one_sentence(tmp_path, monkeypatch):

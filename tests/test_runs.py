@@ -13,9 +13,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from brainfm_lib import identity, runs
+from brainfm_lib.data.pseudonyms import key_file
 from brainfm_lib.errors import InputError
+from brainfm_lib.identity import save_tensors
+from brainfm_lib.paths import runs_dir, store_dir
 from brainfm_lib.runs import RunConfig, ensure, find, get_run, list_runs, remove_run
 
 
@@ -165,6 +169,42 @@ def test_runs_are_listed_found_by_their_beginning_and_removed():
         get_run("nothing")
     remove_run(run.id)
     assert [r.id for r in list_runs()] == [config(1).id]
+
+
+def test_a_damaged_run_hides_no_other_and_can_be_removed(project):
+    kept, broken = ensure(config(1), write_value), ensure(config(2), write_value)
+    for content in ('{"id": "toy', "{}"):
+        (broken.path / runs.PROVENANCE).write_text(content)
+        with pytest.warns(UserWarning, match=f"runs rm {broken.id}"):
+            assert [run.id for run in list_runs()] == [kept.id] == [get_run(kept.id[:-1]).id]
+    (project / "runs" / f".removed-{broken.id}-1").mkdir()  # what a removal that was killed has left
+    assert remove_run(broken.id) == broken.id and not broken.path.exists()
+    with pytest.raises(InputError, match="no run is called"):
+        remove_run("../runs")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everything")
+def test_a_folder_that_is_only_read_says_how_to_go_on(project):
+    ensure(config(1), write_value)
+    (project / "runs" / ".locks").chmod(0o500)
+    with pytest.raises(InputError, match="set BRAINFM_RUNS"):
+        ensure(config(2), write_value)
+
+
+@pytest.mark.parametrize("place", ["kept", "~/kept"])
+def test_a_relative_folder_is_one_and_the_same_from_everywhere(project, tmp_path, monkeypatch, place):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("BRAINFM_ROOT", str(project))
+    for name, folder in (("BRAINFM_RUNS", runs_dir), ("BRAINFM_STORE", store_dir), ("BRAINFM_KEY", key_file)):
+        monkeypatch.setenv(name, place)
+        (tmp_path / "elsewhere").mkdir(exist_ok=True)
+        monkeypatch.chdir(tmp_path / "elsewhere")
+        assert folder() == (tmp_path / "home" / "kept" if "~" in place else project / "kept")
+
+
+def test_tensors_that_cannot_be_written_are_the_systems_error(tmp_path):
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        save_tensors({"x": torch.zeros(2)}, tmp_path / "nowhere" / "x.safetensors")
 
 
 def test_no_identifier_of_a_run_holds_a_path(project):

@@ -28,6 +28,10 @@ class VcrConfig:
     context_only: bool = False
     gathered: bool = True
 
+    def __post_init__(self) -> None:
+        if min(self.weight, self.variance, self.covariance) < 0:
+            raise ValueError("weights of VCR are not negative")
+
 
 def variance_loss(z: Tensor, *, pooled: bool = False, gathered: bool = False) -> Tensor:
     """Hinge that keeps each feature's standard deviation over the batch above one.

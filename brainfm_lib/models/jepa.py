@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from brainfm_lib.masking import Mask
-from brainfm_lib.models.mae import TokenFiller
+from brainfm_lib.models.mae import TokenFiller, check_size
 from brainfm_lib.models.vit import VisionTransformer3d
 from brainfm_lib.tokens import patch_grid
 
@@ -28,6 +28,11 @@ class JepaConfig:
     predictor_heads: int = 6
     ema_start: float = 0.998
     ema_end: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not (0 <= self.ema_start <= 1 and 0 <= self.ema_end <= 1):
+            raise ValueError(f"ema_start and ema_end lie in [0, 1], not at {self.ema_start:g} and {self.ema_end:g}")
+        check_size(self.predictor_dim, self.predictor_depth, self.predictor_heads, "predictor")
 
     def decay_at(self, step: int, steps: int) -> float:
         """EMA decay after `step` of `steps`."""

@@ -24,6 +24,15 @@ class MaeConfig:
     decoder_heads: int = 6
     normalise_patches: bool = False
 
+    def __post_init__(self) -> None:
+        check_size(self.decoder_dim, self.decoder_depth, self.decoder_heads, "decoder")
+
+
+def check_size(dim: int, depth: int, heads: int, what: str) -> None:
+    """Raise a ValueError unless sizes are positive and the width is a multiple of the heads."""
+    if min(dim, depth, heads) < 1 or dim % heads:
+        raise ValueError(f"{what}: sizes are positive and its width {dim} is a multiple of its {heads} heads")
+
 
 class TokenFiller(nn.Module):
     """Narrow transformer that fills hidden positions from encoded visible tokens.

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from brainfm_lib.errors import InputError
-from brainfm_lib.identity import write_atomic
+from brainfm_lib.identity import save_tensors, write_atomic
 from brainfm_lib.models import lean
 from brainfm_lib.tokens import gather, patch_grid, patchify, rows_at
 
@@ -188,12 +188,10 @@ class VisionTransformer3d(nn.Module):
 
     def save_pretrained(self, folder: str | Path, *, card: str | None = None) -> None:
         """Write ``model.safetensors`` and ``config.json``, and the model card ``README.md`` if given, into `folder`."""
-        from safetensors.torch import save_file
-
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         with write_atomic(folder / "model.safetensors") as path:
-            save_file({name: tensor.contiguous() for name, tensor in self.state_dict().items()}, path)
+            save_tensors({name: tensor.contiguous() for name, tensor in self.state_dict().items()}, path)
         with write_atomic(folder / "config.json") as path:
             path.write_text(json.dumps({"model_type": "vision_transformer_3d", **asdict(self.config)}, indent=2))
         if card is not None:

@@ -14,7 +14,7 @@ import pandas as pd
 import yaml
 
 from brainfm_lib.config import SHIPPED, load_profile, profile_values
-from brainfm_lib.identity import write_atomic
+from brainfm_lib.identity import save_tensors, write_atomic
 from brainfm_lib.integrity import digests
 from brainfm_lib.reference.plan import Plan
 from brainfm_lib.runs import PROVENANCE, Run
@@ -90,9 +90,9 @@ def _ship(run: Run, target: Path) -> None:
 
 
 def _halve(source: Path, target: Path) -> None:
-    from safetensors.torch import load_file, save_file
+    from safetensors.torch import load_file
 
-    save_file({name: tensor.half() for name, tensor in load_file(source).items()}, target)
+    save_tensors({name: tensor.half() for name, tensor in load_file(source).items()}, target)
 
 
 def busy_share(file: Path, log: Sequence[dict[str, Any]]) -> dict[str, float]:

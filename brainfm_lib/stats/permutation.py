@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 import numpy as np
+import pandas as pd
 from numpy.typing import ArrayLike
 
 from brainfm_lib.stats.units import Array, fold_mean_auroc, make_units
@@ -96,7 +97,9 @@ def label_dealer(
         A function of a generator: labels (n,), another deal each time.
     """
     labels = np.asarray(labels)
-    names, codes = np.unique(np.asarray(subjects), return_inverse=True)
+    codes, names = pd.factorize(
+        np.asarray(subjects)
+    )  # in their order, not that of their names: those may be pseudonyms
     rows = [np.flatnonzero(codes == s) for s in range(len(names))]
     one = [np.ptp(labels[r]) == 0 for r in rows]
     fold_of = np.zeros(len(labels), int) if folds is None else np.unique(np.asarray(folds), return_inverse=True)[1]
