@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 import torch
 import yaml
+from filelock import FileLock
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -401,3 +402,12 @@ def test_rates_that_are_measured_are_rates(manifest):
     rates = planning.measure("tiny", cpu=True, manifest=manifest, compiled=False)
     assert set(rates) == {"rendered", "judged", "probes", "memory", *ARMS}
     assert pd.Series(rates).gt(0).all() and np.isfinite(list(rates.values())).all()
+
+
+def test_nobody_else_works_in_the_folder_meanwhile(tmp_path, manifest):
+    state = tmp_path / "state"
+    state.mkdir()
+    with FileLock(state / ".lock"), pytest.raises(InputError, match="Another process works in"):
+        next(iter(work.make_reference(tmp_path, 1.0, cpu=True, manifest=manifest, profiles=("tiny",))))
+    with sitting.alone(state):
+        pass

@@ -15,12 +15,32 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 
+from brainfm_lib.errors import InputError
 from brainfm_lib.identity import write_atomic
 from brainfm_lib.stopping import Terminated
 
 TICK = 5.0  # seconds between two notes of the time spent
 SAMPLED = 500  # milliseconds between two looks at the device
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Work in a folder in which nobody else works: two sittings at once would each overwrite the other's time.
+
+    Raises:
+        InputError: Somebody does.
+    """
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise InputError(f"Another process works in {folder.parent}: wait for it, or name another folder.") from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 class Clock:

@@ -23,7 +23,7 @@ from brainfm_lib.reference import plan as planning
 from brainfm_lib.reference.collect import collect
 from brainfm_lib.reference.plan import Part, Plan
 from brainfm_lib.reference.rates import bank_device
-from brainfm_lib.reference.sitting import Clock, sampled, stopped_by_sigterm
+from brainfm_lib.reference.sitting import Clock, alone, sampled, stopped_by_sigterm
 from brainfm_lib.runs import Run
 from brainfm_lib.study import Study
 from brainfm_lib.together import make_together
@@ -57,9 +57,14 @@ def make_reference(
     os.environ["BRAINFM_RUNS"] = str((state / "runs").resolve())
     os.environ["BRAINFM_STORE"] = str((state / "store").resolve())
     cores = bound_cores()
-    clock = Clock(state / SPENT, minutes)
     asked = planning.asked_for(cpu=cpu, manifest=manifest, profiles=profiles)
-    with stopped_by_sigterm(sitting), sampled(state / BUSY, best_device(cpu=cpu)), clock:
+    device = best_device(cpu=cpu)
+    with (
+        alone(state),
+        stopped_by_sigterm(sitting),
+        sampled(state / BUSY, device),
+        Clock(state / SPENT, minutes) as clock,
+    ):
         if (state / PLAN).is_file():
             plan = planning.load(state / PLAN)
             if plan.asked != asked or minutes < plan.minutes:
