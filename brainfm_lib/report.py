@@ -14,6 +14,7 @@ import ast
 import hashlib
 import json
 import os
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -172,7 +173,10 @@ def profile_parameters(root: Path, profile: str, pages: list[Page]) -> dict[str,
     file = folder / f"{profile}.yaml"
     if not file.is_file():
         known = ", ".join(sorted(f.stem for f in folder.glob("*.yaml")))
-        raise InputError(f"No profile {profile!r} in {folder}: set BRAINFM_PROFILE to one of {known}.")
+        raise InputError(
+            f"No profile {profile!r} in {folder}: name one of {known} (BRAINFM_PROFILE, --profile), or write a file "
+            "there that says 'profile: FILE', the whole path of a YAML profile of your own."
+        )
     try:
         values = load_yaml(file.read_text(encoding="utf-8")) or {}
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -218,16 +222,10 @@ def declared_parameters(page: Page) -> dict[str, Any]:
 
 def out_of_date(page: Page, parameters: Mapping[str, Any], identify: Identify) -> str | None:
     """Say why a page has to be made again, or None where it need not."""
-    if not (
-        page.beside(".ipynb").is_file()
-        and page.beside(".state.json").is_file()
-        and page.beside(".result.json").is_file()
-    ):
+    if not all(page.beside(ending).is_file() for ending in (".ipynb", ".state.json", ".result.json")):
         return "not executed yet"
-    state, now = (
-        json.loads(page.beside(".state.json").read_text(encoding="utf-8")),
-        current_state(page, parameters),
-    )
+    state = json.loads(page.beside(".state.json").read_text(encoding="utf-8"))
+    now = current_state(page, parameters)
     if state["notebook"] != now["notebook"]:
         return "its cells changed"
     if state["parameters"] != now["parameters"]:
@@ -363,8 +361,8 @@ def _write_data(page: Page, files: Mapping[str, str]) -> None:
     """Put the tables behind a page's figures in place of those that lay there."""
     folder = page.chapters / DATA
     folder.mkdir(exist_ok=True)
-    for file in folder.glob(f"{page.name}.*"):
-        if file.name not in files:
+    for file in folder.glob("*"):
+        if _page_of(file) == page.name and file.name not in files:
             file.unlink()
     for name, text in files.items():
         write_text(folder / name, text)
@@ -373,12 +371,15 @@ def _write_data(page: Page, files: Mapping[str, str]) -> None:
 def _forget_others(pages: list[Page], chapters: Path) -> None:
     """Remove what was staged for notebooks that are gone."""
     names = {page.name for page in pages}
-    for file in (*chapters.glob("[0-9][0-9]_*"), *chapters.glob("sweep_*"), *chapters.glob("reference_*")):
-        if file.name.split(".")[0] not in names:
-            file.unlink()
-    for file in chapters.glob(f"{DATA}/*"):
-        if not any(file.name.startswith(f"{name}.") for name in names):
-            file.unlink()
+    for pattern in ("[0-9][0-9]_*", "sweep_*", "reference_*", f"{DATA}/*"):
+        for file in chapters.glob(pattern):
+            if _page_of(file) not in names:
+                file.unlink()
+
+
+def _page_of(file: Path) -> str:
+    """Name, which may have dots, of the page that a staged file or a figure's table is of."""
+    return re.sub(r"(\.ipynb|\.(result|state)\.json|(\.[^.]+){2}\.csv)$", "", file.name)
 
 
 def _imported(node: ast.AST) -> list[str]:

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import nbformat
@@ -14,15 +15,20 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from brainfm_lib import report
 from brainfm_lib.errors import InputError
-from brainfm_lib.sweep import effects, pages
-from brainfm_lib.sweep.plan import Slurm, choose, load_sweep
+from brainfm_lib.integrity import digests
+from brainfm_lib.sweep import effects, pages, pool, slurm
+from brainfm_lib.sweep.cells import page_of
+from brainfm_lib.sweep.plan import Slurm, Sweep, choose, load_sweep
 from brainfm_lib.sweep.run import describe, dry_run, run_sweep
 
 REPOSITORY = Path(__file__).parents[1]
 CELL = """
 import json, os, pathlib, signal, time
 folder = pathlib.Path(os.environ["BRAINFM_ROOT"])
+if (folder / "broken").exists():
+    raise ValueError("broken is broken")
 if depth == 13:
     raise ValueError("thirteen is not allowed")
 if depth == 9:
@@ -49,6 +55,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     notebook = nbformat.v4.new_notebook(cells=[parameters, nbformat.v4.new_code_cell(CELL)])
     nbformat.write(notebook, tmp_path / "notebooks" / "10_light.ipynb")
     monkeypatch.setenv("BRAINFM_ROOT", str(tmp_path))
+    monkeypatch.setenv("BRAINFM_RUNS", str(tmp_path / "runs"))
     return tmp_path
 
 
@@ -112,6 +119,9 @@ def test_settings_of_the_profile_are_set_by_dotted_name(project: Path) -> None:
         ("grid: {product: {overrides.nonsense.x: [1]}}", "nonsense"),
         ("grid: {product: {mask_ratio: [7.0]}}", "mask"),
         ("grid: {product: {depth: [1]}}\nseeds: []", "seeds"),
+        ("grid: {product: {depth: [1], seed: [1, 2]}}", "write 'seeds:"),
+        ("grid: {product: {depth: [1]}}\nparameters: {seed: 3}", "write 'seeds:"),
+        ("grid: {product: {overrides.mask.ratio: [0.5]}}\nparameters: {mask_ratio: 0.75}", "set mask_ratio"),
         ("grid: {product: {depth: [1]}}\ngird: 2", "gird"),
         ("grid: {product: {depth: [1]}}\nprofile: huge", "huge"),
         ("grid: {product: {depth: [1]}}\nnotebook: 99_none", "99_none"),
@@ -147,6 +157,144 @@ def test_cells_are_chosen_by_conditions(project: Path) -> None:
     for wrong, said in (("depth", "cannot be read"), ("width=1", "does not set"), ("name<2", "different kinds")):
         with pytest.raises(InputError, match=said):
             choose(sweep.cells, wrong)
+
+
+def test_conditions_read_numbers_as_the_grid_does_and_never_choose_nothing(project: Path) -> None:
+    grid = "grid: {product: {rate: [0.0005, 0.01], mask_ratio: [null, 0.5]}}\n"
+    sweep = load_sweep(write(project, f"{grid}seeds: [0, 1]\n"))
+    for condition, count in (("rate=5e-4", 4), ("rate!=5e-4", 4), ("seed==0", 4), ("mask_ratio=null", 4)):
+        assert len(choose(sweep.cells, condition)) == count
+    assert {cell.point["mask_ratio"] for cell in choose(sweep.cells, "mask_ratio<=0.5")} == {0.5}
+    for wrong, said in (
+        ("rate=small", "write a number"),
+        ("rate=0.3", r"holds for no cell: rate is 0.0005, 0.01\."),
+        ("seed=0, rate>1", "holds for no cell"),
+    ):
+        with pytest.raises(InputError, match=said):
+            choose(sweep.cells, wrong)
+
+
+def test_a_condition_may_name_what_only_some_cells_of_a_list_set(project: Path) -> None:
+    listed = load_sweep(
+        write(project, "grid: {list: [{depth: 4}, {rate: 0.3}, {overrides.vcr.variance: 2.0}]}\n")
+    ).cells
+    assert [cell.parameters["depth"] for cell in choose(listed, "depth=4")] == [4]
+    assert len(choose(listed, "depth=1")) == 2  # which they are given, if not by the sweep
+    assert choose(listed, "overrides.vcr.variance>1") == listed[2:]
+    assert choose(listed, "overrides.vcr.variance!=2") == listed[:2]
+    with pytest.raises(InputError, match=r"its names are depth, seed, rate, overrides.vcr.variance"):
+        choose(listed, "width=4")
+
+
+def test_a_setting_that_no_flat_name_sets_may_be_swept_by_its_dotted_one(project: Path) -> None:
+    text = "grid: {product: {overrides.mask.ratio: [0.5, 0.75]}}\n"
+    assert len(load_sweep(write(project, text)).cells) == 2
+    (project / "notebooks" / "params" / "tiny.yaml").write_text("profile: tiny\nmask_ratio: 0.6\n")
+    with pytest.raises(InputError, match=r"does nothing beside mask_ratio, which is 0.6"):
+        load_sweep(write(project, text))
+
+
+def test_a_profile_may_be_ones_own_parameter_file(project: Path) -> None:
+    file = write(project, "grid: {product: {rate: [0.1]}}\n")
+    (project / "notebooks" / "params" / "mylab.yaml").write_text("profile: tiny\ndepth: 3\n")
+    sweep = load_sweep(file, profile="mylab")
+    assert sweep.name == "try-mylab" and sweep.cells[0].parameters["depth"] == 3
+    with pytest.raises(InputError, match=r"name one of mylab, tiny .* or write a file there .* whole path"):
+        load_sweep(file, profile="profiles/own.yaml")
+
+
+def test_two_files_of_one_name_do_not_share_a_folder(project: Path) -> None:
+    (project / "other").mkdir()
+    first = write(project, "grid: {product: {depth: [13]}}\n")
+    assert run_sweep(first) == 1
+    second = write(project, "grid: {product: {depth: [2]}}\n", "other/try")
+    for run in (run_sweep, lambda file: list(dry_run(file))):
+        with pytest.raises(InputError, match=r"sweeps/try is the folder of the sweep in try.yaml: give other/try.yaml"):
+            run(second)
+    first.unlink()  # where a file has moved, its sweep stays
+    assert "0 done, 1 to make" in next(dry_run(second))
+
+
+def test_pages_of_sweeps_with_dots_in_their_names_stay_apart(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    endings, tables = (
+        (".ipynb", ".result.json", ".state.json"),
+        ("data/sweep_lr{}.7.0.csv", "data/sweep_lr{}.main.t.csv"),
+    )
+    for name in ("", ".v2", ".v3"):
+        for file in (*(f"sweep_lr{name}{ending}" for ending in endings), *(table.format(name) for table in tables)):
+            (tmp_path / file).touch()
+    pages_now = [report.Page(tmp_path / "page.ipynb", tmp_path, f"sweep_lr{name}") for name in ("", ".v2")]
+    report._forget_others(pages_now, tmp_path)
+    assert len(list(tmp_path.glob("**/sweep_lr*"))) == 10 and not list(tmp_path.glob("**/*v3*"))
+    report._write_data(pages_now[0], {})
+    assert sorted(file.name for file in tmp_path.glob("data/*")) == ["sweep_lr.v2.7.0.csv", "sweep_lr.v2.main.t.csv"]
+
+
+def plant(project: Path, sweep: Sweep, monkeypatch: pytest.MonkeyPatch) -> dict[int, str]:
+    """Give each finished cell a probe; return, by depth, how that is identified now."""
+    now = {}
+    for cell in sweep.cells:
+        run = now[cell.point["depth"]] = f"probe-{cell.point['depth']}"
+        folder = project / "runs" / run
+        folder.mkdir(parents=True)
+        row = {"metric": "auroc", "estimate": 0.7, "low": 0.6, "high": 0.8, "n_subjects": 9}
+        pd.DataFrame([row]).to_parquet(folder / "results.parquet")
+        provenance = {"id": run, "kind": "probe", "finished": "", "files": digests(folder)}
+        (folder / "provenance.json").write_text(json.dumps(provenance))
+        runs = {"probe:mae:ad": run, "cohort:phantom": "cohort-1"}
+        page_of(sweep, cell).beside(".result.json").write_text(json.dumps({"runs": runs}))
+
+    def identify(parameters: dict, request: str) -> str:
+        return now[parameters["depth"]] if request.startswith("probe") else "cohort-1"
+
+    monkeypatch.setattr("brainfm_lib.sweep.cells.study_identify", lambda root: identify)
+    return now
+
+
+def depths(project: Path) -> list[int]:
+    """Of the cells in the table."""
+    return sorted(pd.read_parquet(project / "sweeps" / "try" / "results.parquet").get("depth", []))
+
+
+def test_a_table_holds_no_cell_that_is_out_of_date(project: Path, monkeypatch, capsys: pytest.CaptureFixture) -> None:
+    file = write(project, "grid: {product: {depth: [1, 2]}}\n")
+    assert run_sweep(file) == 0
+    now = plant(project, load_sweep(file), monkeypatch)
+    assert run_sweep(file) == 0 and depths(project) == [1, 2]
+    assert "left out" not in capsys.readouterr().out
+    now[1] = "probe-of-other-data"
+    lines = list(dry_run(file))
+    assert "1 done, 1 to make" in lines[0] and lines[1].endswith("(out of date)")
+    assert run_sweep(file, only="depth=2") == 0 and depths(project) == [2]
+    assert "left out of the table: 1 out of date" in capsys.readouterr().out
+    now[2] = "probe-of-other-data"
+    (project / "broken").touch()
+    assert run_sweep(file) == 2
+    said = capsys.readouterr().out
+    assert "results.parquet is removed" in said and "left out of the table: 2 failed" in said
+    kept = [project / line.strip() for line in said.splitlines() if line.endswith(".ipynb")]
+    assert len(kept) == 2 and all("broken is broken" in notebook.read_text() for notebook in kept)
+    assert not list((project / "sweeps" / "try").glob("results.*"))
+
+
+def test_a_cell_without_its_runs_is_not_done(project: Path, monkeypatch, capsys: pytest.CaptureFixture) -> None:
+    file = write(project, "grid: {product: {depth: [1, 2, 3]}}\n")
+    assert run_sweep(file, workers=2) == 0
+    plant(project, load_sweep(file), monkeypatch)
+    shutil.rmtree(project / "runs" / "probe-1")
+    shipped = project / "book" / "reference" / "runs"
+    shipped.mkdir(parents=True)
+    (project / "runs" / "probe-3").rename(shipped / "probe-loose")
+    assert "2 done, 1 to make" in next(dry_run(file))
+    assert run_sweep(file, only="depth>1") == 0 and depths(project) == [2, 3]
+    assert "left out of the table: 1 with runs gone or damaged" in capsys.readouterr().out
+    with (project / "runs" / "probe-2" / "results.parquet").open("ab") as table:
+        table.write(b"!")
+    assert run_sweep(file, only="depth=3") == 0 and depths(project) == [3]
+    assert "left out of the table: 2 with runs gone or damaged" in capsys.readouterr().out
+    assert run_sweep(file, only="depth<3") == 0 and len(made(project)) == 5
+    assert "2 to make" in capsys.readouterr().out
 
 
 def test_a_dry_run_of_a_thousand_cells_is_quick_and_makes_nothing(project: Path) -> None:
@@ -313,6 +461,23 @@ def test_effects_of_planted_settings() -> None:
     assert best["cell"] == "0.110" and best["optimism"] == pytest.approx(0.02) and best["cells"] == 4
 
 
+@pytest.mark.parametrize(("workers", "threads"), [(1, "2"), (2, "1")])
+def test_a_worker_alone_has_the_threads_that_its_user_wants(project: Path, monkeypatch, workers, threads) -> None:
+    seen = []
+
+    class Worker:
+        def __init__(self, *_: object) -> None:
+            seen.append(os.environ["OMP_NUM_THREADS"])
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(pool, "_Worker", Worker)
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    sweep = load_sweep(write(project, "grid: {product: {depth: [1, 2]}}\n"))
+    with pytest.raises(KeyboardInterrupt):
+        list(pool.run_cells(sweep, list(sweep.cells), project, workers))
+    assert seen == [threads] and os.environ["OMP_NUM_THREADS"] == "2"
+
+
 def test_two_processes_do_not_make_one_sweep(project: Path) -> None:
     from filelock import FileLock
 
@@ -328,10 +493,52 @@ def test_jobs_of_a_cluster_run_here_on_submitits_local_executor(project: Path, c
     assert made(project) == ["1 0"] and "thirteen" in capsys.readouterr().out
 
 
+def test_jobs_here_are_submitted_as_workers_become_free(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sweep = load_sweep(write(project, "grid: {product: {depth: [1, 2, 3, 4, 5]}}\n"))
+    running, most = [], []
+
+    class Job:
+        def done(self) -> bool:
+            running.remove(self)
+            return True
+
+        def exception(self) -> None:
+            return None
+
+        def result(self) -> str:
+            return ""
+
+    class Submitter:
+        batch = staticmethod(nullcontext)
+
+        def submit(self, job: slurm.CellJob) -> Job:
+            running.append(Job())
+            most.append(len(running))
+            return running[-1]
+
+    monkeypatch.setattr(slurm, "executor", lambda sweep, cluster: Submitter())
+    outcomes = list(slurm.run_jobs(sweep, list(sweep.cells), project, cluster="local", workers=2))
+    assert {outcome.cell for outcome in outcomes} == {cell.id for cell in sweep.cells} and max(most) == 2
+
+
+def test_a_cluster_that_is_not_there_or_takes_no_jobs_is_said(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = write(project, "slurm: {partition: nowhere}\ngrid: {product: {depth: [1]}}\n")
+    with pytest.raises(InputError, match="-j counts cells on this machine"):
+        run_sweep(file, where="slurm", workers=2)
+    commands = project / "commands"
+    commands.mkdir()
+    monkeypatch.setenv("PATH", str(commands))
+    with pytest.raises(InputError, match="There is no srun here"):
+        run_sweep(file, where="slurm")
+    for name in ("srun", "sbatch"):
+        (commands / name).write_text("#!/bin/sh\necho 'sbatch: error: invalid partition' >&2\nexit 1\n")
+        (commands / name).chmod(0o755)
+    with pytest.raises(InputError, match=r"took no jobs \(sbatch: error: invalid partition\): .* of try.yaml"):
+        run_sweep(file, where="slurm")
+
+
 def test_the_script_for_slurm_says_what_the_sweep_asks_for(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from submitit.slurm.slurm import SlurmExecutor
-
-    from brainfm_lib.sweep import slurm
 
     block = "slurm: {partition: gpu, account: lab, gres: 'gpu:1', minutes: 90, cpus: 8, memory_gb: 64, at_once: 3,"
     block += " requeues: 2, setup: [module load cuda]}\n"
@@ -368,7 +575,7 @@ def test_a_cell_is_what_papermill_makes_and_the_table_names_its_runs(tmp_path: P
     from dataclasses import replace
 
     from brainfm_lib.sweep import collect
-    from brainfm_lib.sweep.cells import page_of, run_cell
+    from brainfm_lib.sweep.cells import run_cell
 
     sweep = replace(sweep, folder=tmp_path / "sweeps" / "real")
     assert [run_cell(sweep, cell, REPOSITORY) for cell in sweep.cells] == ["", ""]
@@ -390,6 +597,7 @@ def test_a_cell_is_what_papermill_makes_and_the_table_names_its_runs(tmp_path: P
     chosen = found.table[found.table["cell"] == best["cell"]]
     assert best["test"] == pytest.approx(chosen["auroc"].mean()) and best["highest_test"] >= best["test"]
     assert best["validation"] == found.table.groupby("cell")["validation"].mean().max()
+    monkeypatch.setattr(pages, "project_root", lambda: tmp_path)
     said = pages.summary(found, names, sweep.name).data
     assert "**Phantom results**: the scans of ad" in said
     assert "Validation subjects pick" in said and "that is no result" in said

@@ -19,6 +19,10 @@ from brainfm_lib.verdict import KINDS
 def collect(sweep: Sweep, cells: list[Cell]) -> pd.DataFrame:
     """Read the runs that finished cells used.
 
+    Args:
+        sweep: Theirs.
+        cells: Those that `cells.Done` finds nothing wrong with.
+
     Returns:
         cell, a column for each parameter that the sweep sets, arm, task, protocol, metric, estimate, low, high,
         n_subjects, run, pretrain (the run), volumes_seen, train_seconds, heldout (last held-out loss).
@@ -47,18 +51,32 @@ def collect(sweep: Sweep, cells: list[Cell]) -> pd.DataFrame:
 
 
 WANTED = (*KINDS, "pretrain")
+IN_WORDS = "results.csv"  # the same table, to be read without a program
 
 
 def write_results(sweep: Sweep, cells: list[Cell]) -> pd.DataFrame:
     """`collect` into ``results.parquet`` and ``results.csv`` of the sweep's folder, and beside them what it asks."""
     table = collect(sweep, cells)
-    about = {"title": sweep.title, "question": sweep.question, "simulated": _simulated(cells, table)}
-    with write_atomic(sweep.folder / SWEPT_ABOUT) as temporary:
-        temporary.write_text(json.dumps(about), encoding="utf-8")
-    for name, write in ((SWEPT, table.to_parquet), ("results.csv", table.to_csv)):
+    write_about(sweep, simulated=_simulated(cells, table))
+    for name, write in ((SWEPT, table.to_parquet), (IN_WORDS, table.to_csv)):
         with write_atomic(sweep.folder / name) as temporary:
             write(temporary, index=False)
     return table
+
+
+def write_about(sweep: Sweep, **more: Any) -> None:
+    """Note in the sweep's folder what it asks, and which file its cells and its table come from."""
+    about = {"title": sweep.title, "question": sweep.question, "file": sweep.file, **more}
+    with write_atomic(sweep.folder / SWEPT_ABOUT) as temporary:
+        temporary.write_text(json.dumps(about), encoding="utf-8")
+
+
+def forget_results(sweep: Sweep) -> bool:
+    """Remove the table of a sweep none of whose cells stands; say whether there was one."""
+    there = (sweep.folder / SWEPT).is_file()
+    for name in (SWEPT, IN_WORDS):
+        (sweep.folder / name).unlink(missing_ok=True)
+    return there
 
 
 def _simulated(cells: list[Cell], table: pd.DataFrame) -> list[str]:
@@ -71,10 +89,10 @@ def _simulated(cells: list[Cell], table: pd.DataFrame) -> list[str]:
 
 
 def notebook_of(sweep: Sweep, cell: Cell) -> str:
-    """Path of a cell's executed notebook, or of the one that failed, from the project's root."""
+    """Path, from the project's root, of the notebook of a cell that failed, or of its folder where it left none."""
     page = page_of(sweep, cell)
-    done, failed = page.beside(".ipynb"), page.chapters / "failed" / page.notebook.name
-    return str((done if done.is_file() else failed).relative_to(sweep.folder.parent.parent))
+    failed = page.chapters / "failed" / page.notebook.name
+    return str((failed if failed.is_file() else page.chapters).relative_to(sweep.folder.parent.parent))
 
 
 def _cost(run: Run) -> dict[str, Any]:

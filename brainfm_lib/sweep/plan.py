@@ -38,6 +38,7 @@ from brainfm_lib.report import Page, declared_parameters, find_pages, profile_pa
 
 FOLDER = "notebooks/sweeps"
 OVERRIDES = "overrides."
+LISTED = 20  # values, or cells, that are named at most
 Scalar = bool | int | float | str | None
 
 
@@ -167,6 +168,7 @@ class Sweep:
         cells: In order, none twice.
         slurm: For ``--executor slurm``.
         folder: Where cells and results go.
+        file: Its own, from the project's root where it lies below it.
     """
 
     name: str
@@ -176,6 +178,7 @@ class Sweep:
     cells: tuple[Cell, ...]
     slurm: Slurm
     folder: Path
+    file: str
 
 
 def load_sweep(path: str | Path, *, profile: str | None = None, max_cells: int = 1000) -> Sweep:
@@ -203,47 +206,83 @@ def load_sweep(path: str | Path, *, profile: str | None = None, max_cells: int =
     declared = declared_parameters(page)
     name_of_profile = profile or content.profile
     base = profile_parameters(root, name_of_profile, find_pages(root))[page.name]
-    points = [{**point, "seed": seed} for seed in content.seeds for point in content.grid.points()]
+    listed = content.grid.points()
+    if any("seed" in given for given in (content.parameters, *listed)):
+        raise InputError(f"{file.name} sets seed among the parameters: write 'seeds: [0, 1]' in a line of its own.")
+    points = [{**point, "seed": seed} for seed in content.seeds for point in listed]
     if len(points) > max_cells:
         raise InputError(f"{file.name} has {len(points):,} cells and {max_cells:,} are allowed: --max-cells N.")
     _check_names([*content.parameters, *(name for point in points for name in point)], declared, file)
     cells: dict[str, Cell] = {}
     for point in points:
         parameters = _parameters(base, content.parameters, point)
-        _check_values(parameters, declared, name_of_profile, point, file)
         cell = Cell(stable_hash(parameters, 12), parameters, {**content.parameters, **point})
+        _check_once(cell, file)
+        _check_values(parameters, declared, parameters.get("profile", name_of_profile), point, file)
         cells.setdefault(cell.id, cell)
     name = file.stem if profile is None else f"{file.stem}-{profile}"
     title = (content.title or file.stem) + (f" ({profile})" if profile is not None else "")
     folder = root / "sweeps" / name
-    return Sweep(name, title, content.question, page, tuple(cells.values()), content.slurm, folder)
+    whole = file.resolve()
+    named = str(whole.relative_to(root) if whole.is_relative_to(root) else whole)
+    return Sweep(name, title, content.question, page, tuple(cells.values()), content.slurm, folder, named)
 
 
 def choose(cells: tuple[Cell, ...], expression: str | None) -> tuple[Cell, ...]:
     """Cells that meet every condition of an expression such as ``spectral_weight<=0.01, seed=0``.
 
+    A cell of a list that does not set a name has the value that its notebook is given, or none.
+
     Raises:
-        InputError: A condition that cannot be read, or a name that no cell has.
+        InputError: A condition that cannot be read, a name that no cell sets, or conditions that no cell meets.
     """
     for condition in filter(None, (part.strip() for part in (expression or "").split(","))):
-        found = re.fullmatch(r"([\w.]+)\s*(<=|>=|!=|=|<|>)\s*(.+)", condition)
+        found = re.fullmatch(r"([\w.]+)\s*(<=|>=|!=|==|=|<|>)\s*(.+)", condition)
         if not found:
             raise InputError(f"--only {condition!r} cannot be read: write name=value, name<value and so on.")
         name, sign, text = found.groups()
-        if any(name not in cell.point for cell in cells):
-            known = ", ".join(cells[0].point) if cells else "none"
-            raise InputError(f"--only names {name!r}, which this sweep does not set: its names are {known}.")
-        try:
-            value = load_yaml(text)
-        except yaml.YAMLError as error:
-            raise InputError(f"--only {condition!r} cannot be read: {text!r} is no value.") from error
-        cells = tuple(cell for cell in cells if _holds(cell.point[name], sign, value))
+        known = dict.fromkeys(name for cell in cells for name in cell.point)
+        if name not in known:
+            raise InputError(f"--only names {name!r}, which this sweep does not set: its names are {', '.join(known)}.")
+        values = [_value(cell, name) for cell in cells]
+        other = _given(condition, text, values)
+        chosen = tuple(cell for cell, value in zip(cells, values, strict=True) if _holds(value, sign, other))
+        if not chosen:
+            there = list(dict.fromkeys(json.dumps(value) for value in values))
+            more = f" and {len(there) - LISTED:,} more" if len(there) > LISTED else ""
+            raise InputError(f"--only {condition!r} holds for no cell: {name} is {', '.join(there[:LISTED])}{more}.")
+        cells = chosen
     return cells
 
 
+def _value(cell: Cell, name: str) -> Any:
+    """What a cell has for a name that it, or another one, sets."""
+    if name.startswith(OVERRIDES):
+        return (cell.parameters.get("overrides") or {}).get(name.removeprefix(OVERRIDES))
+    return cell.parameters.get(name)
+
+
+def _given(condition: str, text: str, values: Sequence[Any]) -> Any:
+    """The value that a condition names: a number where those of the cells are, for YAML takes 5e-4 for text."""
+    try:
+        given = load_yaml(text)
+    except yaml.YAMLError as error:
+        raise InputError(f"--only {condition!r} cannot be read: {text!r} is no value.") from error
+    kinds = {type(value) for value in values} - {type(None)}
+    if given is None or not kinds or not kinds <= {int, float}:
+        return given
+    try:
+        return float(text)
+    except ValueError:
+        raise InputError(f"--only {condition!r} compares numbers with {text!r}: write a number there.") from None
+
+
 def _holds(one: Any, sign: str, other: Any) -> bool:
+    if one is None and sign[0] in "<>":
+        return False
     compare: dict[str, Callable[[Any, Any], Any]] = {
         "=": operator.eq,
+        "==": operator.eq,
         "!=": operator.ne,
         "<": operator.lt,
         "<=": operator.le,
@@ -296,10 +335,22 @@ def _parameters(base: Mapping[str, Any], fixed: Mapping[str, Any], point: Mappin
     return found
 
 
+def _check_once(cell: Cell, file: Path) -> None:
+    """No setting under two names: the flat one would win, whatever the other one says."""
+    from brainfm_lib.study import FLAT_NAMES  # torch: a worker is handed checked cells and needs none
+
+    for flat, dotted in FLAT_NAMES.items():
+        value = cell.parameters.get(flat)
+        if f"{OVERRIDES}{dotted}" in cell.point and value is not None:
+            raise InputError(
+                f"{file.name}: {OVERRIDES}{dotted} does nothing beside {flat}, which is {value}: set {flat}."
+            )
+
+
 def _check_values(
     parameters: Mapping[str, Any], declared: Mapping[str, Any], profile: str, point: Mapping[str, Any], file: Path
 ) -> None:
-    from brainfm_lib.study import FLAT_NAMES  # torch: a worker is handed checked cells and needs none
+    from brainfm_lib.study import FLAT_NAMES
 
     for name, value in parameters.items():
         default = declared[name]

@@ -71,12 +71,15 @@ class _Worker:
 def run_cells(sweep: Sweep, cells: list[Cell], root: Path, workers: int) -> Iterator[Outcome]:
     """Make cells, `workers` at a time; outcomes come as they end. Closing the iterator ends the workers."""
     before = {name: os.environ.get(name) for name in THREADS}
-    os.environ.update(dict.fromkeys(THREADS, "1"))  # kernels inherit it
+    size = min(workers, len(cells))
+    if size > 1 or not any(before.values()):  # one worker alone has the threads that its user wants
+        os.environ.update(dict.fromkeys(THREADS, "1"))  # kernels inherit it
     waiting = list(reversed(cells))
-    crew = [_Worker(sweep, root) for _ in range(min(workers, len(cells)))]
+    crew: list[_Worker] = []
     try:
-        for worker in crew:
-            worker.give(waiting.pop())
+        for _ in range(size):
+            crew.append(_Worker(sweep, root))
+            crew[-1].give(waiting.pop())
         while busy := {worker.pipe: worker for worker in crew if worker.cell is not None}:
             for pipe in wait(list(busy)):
                 worker = busy[pipe]  # type: ignore[index]

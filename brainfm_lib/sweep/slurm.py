@@ -42,16 +42,20 @@ def executor(sweep: Sweep, *, cluster: str = "slurm") -> Any:
         cluster: ``slurm``, or ``local`` to try it on this machine.
 
     Raises:
-        InputError: submitit is not installed.
+        InputError: submitit is not installed, or there is no cluster here.
     """
     try:
         import submitit
     except ImportError as problem:
         raise InputError("submitit is not installed: pip install 'brainfm_lib[slurm]'.") from problem
     settings = sweep.slurm
-    found = submitit.AutoExecutor(
-        folder=sweep.folder / "jobs", cluster=cluster, slurm_max_num_timeout=settings.requeues
-    )
+    folder = sweep.folder / "jobs"
+    try:
+        found = submitit.AutoExecutor(folder=folder, cluster=cluster, slurm_max_num_timeout=settings.requeues)
+    except RuntimeError as problem:
+        raise InputError(
+            "There is no srun here: start it on a cluster's login node, or without --executor."
+        ) from problem
     found.update_parameters(
         name=f"brainfm-{sweep.name}",
         timeout_min=settings.minutes,
@@ -66,22 +70,54 @@ def executor(sweep: Sweep, *, cluster: str = "slurm") -> Any:
     return found
 
 
-def run_jobs(sweep: Sweep, cells: list[Cell], root: Path, *, cluster: str = "slurm") -> Iterator[Outcome]:
-    """Submit cells as one array and yield outcomes as jobs end. Closing the iterator cancels what has not ended."""
-    submitter = executor(sweep, cluster=cluster)
-    with submitter.batch():
-        jobs = {cell.id: submitter.submit(CellJob(sweep, cell, root)) for cell in cells}
+def run_jobs(
+    sweep: Sweep, cells: list[Cell], root: Path, *, cluster: str = "slurm", workers: int = 1
+) -> Iterator[Outcome]:
+    """Submit cells and yield outcomes as jobs end. Closing the iterator cancels what has not ended.
+
+    Args:
+        sweep: Whose `slurm` block.
+        cells: Of the sweep.
+        root: The project's folder.
+        cluster: ``slurm``: one array, of which the cluster runs `at_once` jobs at a time; or ``local``.
+        workers: Jobs at a time where it is local.
+
+    Raises:
+        InputError: submitit is not installed, there is no cluster here, or it refuses the jobs.
+    """
+    submitter, waiting = executor(sweep, cluster=cluster), list(cells)
+    room = len(cells) if cluster == "slurm" else workers
+    jobs: dict[str, Any] = {}
+    began: dict[str, float] = {}
     try:
-        began = time.monotonic()
-        while jobs:
+        while waiting or jobs:
+            given, waiting = waiting[: room - len(jobs)], waiting[room - len(jobs) :]
+            jobs |= _submit(submitter, [CellJob(sweep, cell, root) for cell in given])
+            began |= {cell.id: time.monotonic() for cell in given}
             for name in [name for name, job in jobs.items() if job.done()]:
                 job = jobs.pop(name)
-                yield Outcome(name, _said(job), time.monotonic() - began)
-            if jobs:
+                yield Outcome(name, _said(job), time.monotonic() - began[name])
+            if jobs and (len(jobs) >= room or not waiting):
                 time.sleep(POLL if cluster == "slurm" else 0.2)
     finally:
         for job in jobs.values():
             job.cancel()
+
+
+def _submit(submitter: Any, jobs: list[CellJob]) -> dict[str, Any]:
+    """Hand jobs over as one array; return submitit's own, by cell."""
+    from submitit.core.utils import FailedJobError, FailedSubmissionError
+
+    if not jobs:
+        return {}
+    try:
+        with submitter.batch():
+            return {job.cell.id: submitter.submit(job) for job in jobs}
+    except (FailedJobError, FailedSubmissionError, OSError) as problem:
+        said = str(problem).strip().splitlines()[-1:] or [type(problem).__name__]
+        raise InputError(
+            f"The cluster took no jobs ({said[0]}): mend the slurm block of {jobs[0].sweep.file}."
+        ) from problem
 
 
 def _said(job: Any) -> str:
