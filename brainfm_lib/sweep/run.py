@@ -123,10 +123,8 @@ def _write(sweep: Sweep, done: Done, failed: set[str], root: Path) -> None:
 def _make(sweep: Sweep, todo: list[Cell], root: Path, workers: int, where: str) -> list[tuple[Cell, Outcome]]:
     if not todo:
         return []
-    by_id, line = (
-        {cell.id: cell for cell in todo},
-        Line(len(todo), sweep.slurm.at_once if where == "slurm" else workers),
-    )
+    by_id = {cell.id: cell for cell in todo}
+    line = Line(len(todo), sweep.slurm.at_once if where == "slurm" else workers)
     if where == "local":
         outcomes = run_cells(sweep, todo, root, workers)
     else:
