@@ -662,3 +662,12 @@ def test_a_page_says_which_settings_never_vary_alone(monkeypatch: pytest.MonkeyP
     said = pages.summary(found, ["ratio", "kind"], "nowhere").data
     assert "No cells differ in ratio and kind alone" in said and "told from" not in said
     assert said.startswith("**Phantom results**: the scans of ad are simulated.")
+
+
+def test_a_table_whose_runs_are_gone_says_what_makes_them_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BRAINFM_RUNS", str(tmp_path))
+    row = {"metric": "auroc", "protocol": "linear", "run": "probe-0123456789ab", "cell": "c1", "estimate": 0.5}
+    with pytest.raises(InputError, match="of cell c1, is gone: `brainfm sweep` makes it again"):
+        effects.outcomes(pd.DataFrame([row]))

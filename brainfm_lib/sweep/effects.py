@@ -59,11 +59,17 @@ def outcomes(table: pd.DataFrame, protocol: str = "linear") -> Outcomes:
     Args:
         table: From `read_sweep`.
         protocol: Whose results.
+
+    Raises:
+        InputError: A run behind the table is gone.
     """
     kept = table[(table["metric"] == METRIC) & (table["protocol"] == protocol)].reset_index(drop=True)
     rows, values = [], []
     for _, r in kept.iterrows():
-        run = get_run(str(r["run"]))
+        try:
+            run = get_run(str(r["run"]))
+        except InputError as error:
+            raise InputError(f"{r['run']}, of cell {r['cell']}, is gone: `brainfm sweep` makes it again.") from error
         values.append(resampled_auroc(run.table("predictions"), DRAWS)[1])
         validation = float(run.table("chosen")["validation_auroc"].mean())
         point = {name: r[name] for name in (*varied(table), "cell", "arm", "task")}
