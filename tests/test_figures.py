@@ -534,9 +534,9 @@ def test_collapse_is_said_where_it_is() -> None:
 def test_adjustment_is_over_the_rows_of_a_protocol() -> None:
     table = comparison.adjusted(results(("mae", "jepa"), ("ad", "mci")))
     assert np.allclose(table["p_holm"], 0.016)
-    said = notes.chance_note(table).data
+    said = notes.chance_note(table, 399).data
     assert said.startswith("4 of 4 rows are above chance") and "MAE on ad and mci; JEPA on ad and mci" in said
-    assert notes.chance_note(table.assign(p_holm=0.2)).data.startswith("None of the 4 rows is above chance")
+    assert notes.chance_note(table.assign(p_holm=0.2), 399).data.startswith("None of the 4 rows is above chance")
     assert comparison.adjusted(pd.DataFrame()).empty
 
 

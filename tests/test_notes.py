@@ -72,10 +72,12 @@ def rows(count: int, p: float, p_holm: float) -> pd.DataFrame:
 
 
 def test_too_few_permutations_are_no_evidence_of_chance() -> None:
-    assert "The smallest p is 0.0025, and 24 rows ask for 0.0021" in notes.chance_note(rows(24, 1 / 400, 0.06)).data
-    assert "smallest p" not in notes.chance_note(rows(24, 0.4, 1.0)).data
-    assert "smallest p" not in notes.chance_note(rows(4, 1 / 400, 0.01)).data
-    assert notes.chance_note(rows(1, 0.4, 0.4)).data.startswith("Not even the one row is above chance")
+    said = notes.chance_note(rows(24, 1 / 400, 0.06), 399).data
+    assert "smallest p, 0.0025, is the least that 399 permutations can give, and 24 rows ask for 0.0021" in said
+    assert "smallest p" not in notes.chance_note(rows(24, 2 / 400, 0.12), 399).data
+    assert "smallest p" not in notes.chance_note(rows(24, 1 / 400, 0.06), 1999).data
+    assert "smallest p" not in notes.chance_note(rows(4, 1 / 400, 0.01), 399).data
+    assert notes.chance_note(rows(1, 0.4, 0.4), 399).data.startswith("Not even the one row is above chance")
 
 
 def test_losses_that_were_recorded_once_have_no_course() -> None:

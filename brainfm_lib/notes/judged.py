@@ -43,8 +43,13 @@ def delong_note(differences: pd.DataFrame) -> Words:
     )
 
 
-def chance_note(results: pd.DataFrame) -> Words:
-    """Which rows are above chance after Holm's adjustment, of how many."""
+def chance_note(results: pd.DataFrame, permutations: int) -> Words:
+    """Which rows are above chance after Holm's adjustment, of how many.
+
+    Args:
+        results: From `brainfm_lib.comparison.adjusted`.
+        permutations: The fewest that a row's p can come from (`evaluation.refits` under cross-validation).
+    """
     if results.empty:
         return Words("Nothing was probed.")
     results = results[~results["arm"].isin([NUISANCE, SHUFFLED])]
@@ -56,12 +61,11 @@ def chance_note(results: pd.DataFrame) -> Words:
         said = f"{len(sure)} of {counted(len(results), 'row')}"
     rule = "permutation of subjects' labels, Holm over all rows, 0.05"
     verb = "is" if len(sure) < 2 else "are"
-    smallest, asked = results.get("p_permutation", results["p_holm"]).min(), 0.05 / max(len(results), 1)
-    few = ""
-    if not len(sure) and asked < smallest <= 0.05:
+    least, asked, few = 1 / (permutations + 1), 0.05 / max(len(results), 1), ""
+    if not len(sure) and asked < least and (results["p_permutation"] <= least * 1.001).any():
         few = (
-            f" The smallest p is {smallest:.4f}, and {counted(len(results), 'row')} ask for {asked:.4f}: if that is "
-            "the least that so few permutations can give (`evaluation.refits` under cross-validation), more may decide."
+            f" The smallest p, {least:.4f}, is the least that {permutations} permutations can give, and "
+            f"{counted(len(results), 'row')} ask for {asked:.4f}: more of them (`evaluation.refits`) may decide."
         )
     return Words(f"{said} {verb} above chance ({rule}){': ' + found if len(sure) else ''}.{few}")
 
