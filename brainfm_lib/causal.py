@@ -356,10 +356,8 @@ def why_open(row: Any) -> str:
             f"which seeds tell from 0 (adjusted p {row['p_holm']:.3f}) and resampled test subjects do not "
             f"[{row['low_subjects']:+.2f}, {row['high_subjects']:+.2f}]"
         )
-    return (
-        f"which {row['seeds']} seeds cannot tell from 0; a slope of {row['detectable']:.2f} would have been found four "
-        "times in five"
-    )
+    seen = f"; a slope of {row['detectable']:.2f} would have been found four times in five"
+    return f"which {row['seeds']} seeds cannot tell from 0{seen if np.isfinite(row['detectable']) else ''}"
 
 
 def _gain(arm: Any, baseline: Any, oracle: Any) -> Any:

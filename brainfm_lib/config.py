@@ -58,7 +58,7 @@ class EvaluationConfig:
         bootstrap_draws, permutations: Of intervals and permutation tests.
         cross_validate_below: A task with fewer subjects is cross-validated instead of split once.
         refits: At most so many permutations in which a cross-validated probe is fitted anew, for an honest p:
-            399 let the smallest survive Holm's adjustment over twenty rows, and more rows ask for more.
+            399 let the smallest survive Holm's adjustment over nineteen rows, and more rows ask for more.
         shots: Labelled subjects a class in few-shot probes.
         finetune_tasks: Tasks on which short fine-tuning is run as well.
         batch_size: Volumes a forward pass.

@@ -246,3 +246,4 @@ def test_the_rule_is_the_one_that_was_stated(p: float, estimate: float, low: flo
     if verdict == "open":
         said = causal.why_open({**row, "seeds": 3, "detectable": 0.09})
         assert ("test subjects do not [-0.10, +0.30]" in said) == (p < 0.05) != ("seeds cannot tell" in said)
+        assert "nan" not in causal.why_open({**row, "seeds": 3, "detectable": np.nan})  # seeds that all agree

@@ -74,6 +74,8 @@ def rows(count: int, p: float, p_holm: float) -> pd.DataFrame:
 def test_too_few_permutations_are_no_evidence_of_chance() -> None:
     said = notes.chance_note(rows(24, 1 / 400, 0.06), 399).data
     assert "smallest p, 0.0025, is the least that 399 permutations can give, and 24 rows ask for 0.0021" in said
+    assert "smallest p" in notes.chance_note(rows(20, 1 / 400, 0.05), 399).data
+    assert "smallest p" not in notes.chance_note(rows(19, 1 / 400, 19 / 400), 399).data
     assert "smallest p" not in notes.chance_note(rows(24, 2 / 400, 0.12), 399).data
     assert "smallest p" not in notes.chance_note(rows(24, 1 / 400, 0.06), 1999).data
     assert "smallest p" not in notes.chance_note(rows(4, 1 / 400, 0.01), 399).data

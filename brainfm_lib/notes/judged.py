@@ -62,7 +62,7 @@ def chance_note(results: pd.DataFrame, permutations: int) -> Words:
     rule = "permutation of subjects' labels, Holm over all rows, 0.05"
     verb = "is" if len(sure) < 2 else "are"
     least, asked, few = 1 / (permutations + 1), 0.05 / max(len(results), 1), ""
-    if not len(sure) and asked < least and (results["p_permutation"] <= least * 1.001).any():
+    if not len(sure) and asked <= least * 1.001 and (results["p_permutation"] <= least * 1.001).any():
         few = (
             f" The smallest p, {least:.4f}, is the least that {permutations} permutations can give, and "
             f"{counted(len(results), 'row')} ask for {asked:.4f}: more of them (`evaluation.refits`) may decide."

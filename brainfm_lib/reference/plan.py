@@ -15,7 +15,7 @@ import torch
 
 from brainfm_lib.config import load_profile
 from brainfm_lib.data.manifest import PhantomCohort, load_manifest
-from brainfm_lib.device import NARROW, best_device
+from brainfm_lib.device import NARROW, best_device, device_name
 from brainfm_lib.errors import InputError
 from brainfm_lib.identity import stable_hash, write_atomic
 from brainfm_lib.integrity import file_digest
@@ -193,8 +193,7 @@ def make_plan(
             spent = sum(small.seconds.values()) if small else 0.0
             again = fit(name, left - spent, rates[name], manifest, cores, seeds=SEEDS, at_once=at_once)
             parts = [part for part in (small, again or large) if part]
-        what = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type}, {cores} cores"
-        return Plan(minutes, asked, what, compiled, tuple(parts), rates)
+        return Plan(minutes, asked, device_name(device), compiled, tuple(parts), rates)
     raise InputError(f"{minutes:g} minutes do not suffice for the smallest study on this machine: give more.")
 
 

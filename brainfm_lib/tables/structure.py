@@ -69,7 +69,7 @@ def slope_table(slopes: pd.DataFrame) -> pd.DataFrame:
                 "slope, 95 % over seeds": f"{r['estimate']:+.3f} [{r['low']:+.3f}, {r['high']:+.3f}]",
                 "95 % over test subjects": f"[{r['low_subjects']:+.3f}, {r['high_subjects']:+.3f}]",
                 "adjusted p": f"{r['p_holm']:.3f}" if r["primary"] else "–",
-                "would have been seen": f"{r['detectable']:.3f}",
+                "would have been seen": "–" if pd.isna(r["detectable"]) else f"{r['detectable']:.3f}",
                 "verdict": r["verdict"] or "–",
             }
         )
