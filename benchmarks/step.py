@@ -24,17 +24,17 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from brainfm_lib.compute import step_flops
 from brainfm_lib.data.augment import zscore
 from brainfm_lib.device import best_device, faster_precision
-from brainfm_lib.graphed import GraphedLoss
 from brainfm_lib.losses.spectral import SpectralConfig, compile_spectral_loss
 from brainfm_lib.losses.vcr import VcrConfig
 from brainfm_lib.masking import MaskConfig, visible_count
 from brainfm_lib.models import Jepa, JepaConfig, MaeConfig, VisionTransformerConfig
 from brainfm_lib.models.vit import compile_blocks
 from brainfm_lib.objectives import ObjectiveConfig, build_model, compute_loss, objective_config
-from brainfm_lib.optimiser import OptimiserConfig, make_optimiser
+from brainfm_lib.pretrain.compute import step_flops
+from brainfm_lib.pretrain.graphed import GraphedLoss
+from brainfm_lib.pretrain.optimiser import OptimiserConfig, make_optimiser
 from brainfm_lib.tokens import patch_grid, patchify
 
 

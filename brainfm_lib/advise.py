@@ -14,9 +14,10 @@ import numpy as np
 import pandas as pd
 from scipy.stats import t
 
-from brainfm_lib.causal import DIALS, LEVEL, latest, measured
 from brainfm_lib.errors import InputError
-from brainfm_lib.structure import MEASURES, structure_rows, told_apart
+from brainfm_lib.study.causal import LEVEL, latest, measured
+from brainfm_lib.study.dials import DIALS, MEASURES, told_apart
+from brainfm_lib.study.structure import structure_rows
 from brainfm_lib.verdict import RAW_VOXELS, REGULARISED
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from brainfm_lib.paths import runs_dir
 from brainfm_lib.study import Study
 
 if TYPE_CHECKING:
-    from brainfm_lib.pretrain import PretrainConfig
+    from brainfm_lib.pretrain.config import PretrainConfig
 
 RESERVE = 0.1  # of the budget, for checkpoints, validation and a machine that slows down
 DATA_SHARE = 0.3  # of the budget, at most, for preparing volumes
@@ -170,7 +170,7 @@ def seconds_per_step(
     Steps of the middle of the training, where all terms of the loss count. Where they are slow, it is the last one once
     `enough` seconds have gone by.
     """
-    from brainfm_lib.pretrain import Trainer
+    from brainfm_lib.pretrain.loop import Trainer
 
     trainer = Trainer(config, volumes, volumes[:0], folder, cpu=cpu, compile=compile)
     trainer.step = config.optimiser.steps // 2

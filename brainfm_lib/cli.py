@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from brainfm_lib.errors import InputError
-from brainfm_lib.stopping import Terminated
+from brainfm_lib.pretrain.stopping import Terminated
 
 app = typer.Typer(
     help="Masked and predictive pretraining on 3D brain MRI.",
@@ -182,17 +182,16 @@ def probe(
     allow_leak: Annotated[bool, typer.Option("--allow-leak", help="Go on where the audit finds a leak.")] = False,
 ) -> None:
     """Judge the encoders of a study and their controls on its tasks; encoders that are missing are made first."""
-    from brainfm_lib.comparison import trained_arms
-    from brainfm_lib.judging import judge, to_be_made
+    from brainfm_lib.findings.judging import judge, to_be_made
     from brainfm_lib.paths import project_root
-    from brainfm_lib.report import judged_profile
+    from brainfm_lib.report.build import judged_profile
     from brainfm_lib.study import Study
 
     profile = profile or judged_profile(project_root(), manifest)
     study = Study(profile, manifest, seed, objective, cpu=cpu, allow_leak=allow_leak)
     if study.stamp:
         print(f"warning: {study.stamp}.", flush=True)
-    missing = [arm for arm in trained_arms(study) if to_be_made(study, protocol, arm, task)]
+    missing = [arm for arm in study.trained_arms if to_be_made(study, protocol, arm, task)]
     if missing:
         volumes = f"{study.profile.volumes_seen:,} volumes each"
         print(f"profile {profile}, seed {seed}: {', '.join(missing)} will be pretrained, {volumes}", flush=True)
@@ -209,8 +208,8 @@ def tune(
     cpu: CpuOption = False,
 ) -> None:
     """Pretrain every arm with every rate of the profile's `trial_lrs`, and say which is best on validation subjects."""
-    from brainfm_lib.matching import tune as try_rates
     from brainfm_lib.study import Study
+    from brainfm_lib.study.trials import tune as try_rates
 
     for line in try_rates(Study(profile, manifest, seed, objective, cpu=cpu)):
         print(line, flush=True)
@@ -224,8 +223,8 @@ def causal(
     cpu: CpuOption = False,
 ) -> None:
     """Pretrain on phantoms with all factors under several seeds, probe along both dials, and test the paper's claim."""
-    from brainfm_lib.causal import run_causal
     from brainfm_lib.study import Study
+    from brainfm_lib.study.causal import run_causal
 
     for line in run_causal(Study(profile, manifest, cpu=cpu), seeds):
         print(line, flush=True)
@@ -302,7 +301,7 @@ def sweep(
 @app.command()
 def compare(names: Annotated[list[str], typer.Argument(help="Runs of probes or fine-tuning on one task.")]) -> None:
     """AUROC of finished runs, and each one's paired difference from the first."""
-    from brainfm_lib.judging import compare_runs
+    from brainfm_lib.findings.judging import compare_runs
 
     for line in compare_runs(names):
         print(line)

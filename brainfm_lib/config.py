@@ -24,9 +24,9 @@ from brainfm_lib.losses.vcr import VcrConfig
 from brainfm_lib.masking import MaskConfig
 from brainfm_lib.models import JepaConfig, LejepaConfig, MaeConfig, VisionTransformerConfig
 from brainfm_lib.objectives import EVERY_ARM, objective_config
-from brainfm_lib.optimiser import OptimiserConfig
 from brainfm_lib.paths import shipped_dir
-from brainfm_lib.pretrain import PretrainConfig
+from brainfm_lib.pretrain.config import PretrainConfig
+from brainfm_lib.pretrain.optimiser import OptimiserConfig
 from brainfm_lib.probes.attentive import AttentiveConfig
 
 PROFILES = Path(__file__).parent / "profiles"

@@ -14,7 +14,7 @@ from typing import Any
 import torch.distributed as distributed
 
 from brainfm_lib.device import fixed_threads
-from brainfm_lib.pretrain import Trainer
+from brainfm_lib.pretrain.loop import Trainer
 from brainfm_lib.study import Study
 from brainfm_lib.together import make_together
 

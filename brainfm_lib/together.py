@@ -20,12 +20,12 @@ import torch
 from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
-from brainfm_lib.compute import pretraining_cost
 from brainfm_lib.device import NARROW, best_device
 from brainfm_lib.errors import InputError
 from brainfm_lib.memory import free_memory
+from brainfm_lib.pretrain.compute import pretraining_cost
+from brainfm_lib.pretrain.stopping import Sigterm, Terminated
 from brainfm_lib.processes import bound_cores, end_with_parent
-from brainfm_lib.stopping import Sigterm, Terminated
 from brainfm_lib.study import Study
 from brainfm_lib.verdict import CNN, CONTROL
 

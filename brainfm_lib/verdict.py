@@ -7,6 +7,7 @@ import pandas as pd
 CONTROL = "random-init"
 # Controls that are no encoder: voxels, what is known without a look at the brain, and labels dealt out anew.
 RAW_VOXELS, NUISANCE, SHUFFLED = "raw-voxels", "nuisance", "label-shuffle"
+CONTROLS = (SHUFFLED, NUISANCE, RAW_VOXELS, CONTROL)
 ORACLE = "oracle"  # the latents that a phantom's label is drawn from: what a probe with as many subjects could reach
 CNN = "cnn"  # the supervised network, trained from scratch on the labels alone
 REGULARISED = {"sl-mae": "mae", "vcr-jepa": "jepa"}  # an arm with an auxiliary objective -> the same arm without

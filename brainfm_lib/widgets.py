@@ -20,11 +20,12 @@ import numpy as np
 import torch
 from IPython.core.getipython import get_ipython
 
-from brainfm_lib import comparison, figures
+from brainfm_lib import figures
 from brainfm_lib.analysis.spectrum import low_pass
 from brainfm_lib.config import LIVE, SHIPPED
 from brainfm_lib.data.augment import zscore
 from brainfm_lib.figures.style import title
+from brainfm_lib.findings import comparison
 from brainfm_lib.losses.spectral import MODES, spectral_loss
 from brainfm_lib.masking import MaskConfig
 from brainfm_lib.models import VisionTransformer3d

@@ -5,13 +5,13 @@ import pytest
 import torch
 import yaml
 
-from brainfm_lib import comparison
 from brainfm_lib.card import TRAINED_ON
 from brainfm_lib.data.augment import zscore
 from brainfm_lib.data.prepare import check
 from brainfm_lib.device import faster_precision
 from brainfm_lib.errors import InputError
 from brainfm_lib.external import check_encoders
+from brainfm_lib.findings import comparison
 from brainfm_lib.models import VisionTransformer3d, VisionTransformerConfig
 from brainfm_lib.study import Study
 
@@ -58,7 +58,7 @@ def test_weights_of_monai_are_a_row_and_can_be_trained_further(make_study, tmp_p
         safe={"kind": "monai", "path": "vit.safetensors", "heads": 3},
         plain={"kind": "monai", "path": "vit.pt", "heads": 3},
     )
-    assert comparison.compared(study)[-2:] == ("safe", "plain") == comparison.encoders(study)[-2:]
+    assert study.compared[-2:] == ("safe", "plain") == study.encoders[-2:]
     found = {name: np.load(study.run(f"features:{name}:test").path / "mean@2.npy") for name in ("safe", "plain")}
     volumes = zscore(torch.from_numpy(study.volumes("test").read(range(8))).unsqueeze(1))
     with torch.no_grad():
@@ -76,7 +76,7 @@ def test_a_function_is_a_row(make_study, tmp_path):
     (tmp_path / "mine.py").write_text(FUNCTION)
     (tmp_path / "weights.bin").write_bytes(b"1")
     study = make_study(mine={"kind": "python", "path": "mine.py", "files": ["weights.bin"]})
-    assert "mine" in comparison.represented(study) and "mine" not in comparison.encoders(study)
+    assert "mine" in study.represented and "mine" not in study.encoders
     features = np.load(study.run("features:mine:test").path / "features.npy")
     assert features.shape == (60, 2) and np.abs(features[:, 0]).max() < 1e-4 < features[:, 1].min()  # z-scored
     study.run("probe:mine:ad")

@@ -12,13 +12,14 @@ from IPython.display import Markdown
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
-from brainfm_lib import causal, comparison, figures, notes, tables, verdict
+from brainfm_lib import figures, notes, tables, verdict
 from brainfm_lib.data.geometry import Geometry
 from brainfm_lib.figures import style
 from brainfm_lib.figures.training import TERMS
+from brainfm_lib.findings import comparison
 from brainfm_lib.masking import random_mask
 from brainfm_lib.objectives import ARMS, CONTROL, EVERY_ARM, build_model, compute_loss, main_term
-from brainfm_lib.study import Study
+from brainfm_lib.study import Study, causal, dials
 from brainfm_lib.words import Words
 
 SEVERAL, MOVING = {"reconstruction_panels"}, {"cutoff_explorer", "slice_explorer"}
@@ -26,9 +27,9 @@ DRAWN = set(figures.__all__) - SEVERAL - MOVING - {"stamp"}
 
 GEOMETRY = Geometry((16, 20, 18), 8.0)
 TRAINED = tuple(ARMS)
-COMPARED = (*comparison.CONTROLS, verdict.CNN, *ARMS)
+COMPARED = (*verdict.CONTROLS, verdict.CNN, *ARMS)
 RNG = np.random.default_rng(0)
-UNITS = {name: dial.unit for name, dial in causal.DIALS.items()}
+UNITS = {name: dial.unit for name, dial in dials.DIALS.items()}
 
 
 def metrics(arm: str) -> pd.DataFrame:
@@ -110,7 +111,7 @@ def components() -> pd.DataFrame:
 
 def gains() -> pd.DataFrame:
     rows = []
-    for name, dial in causal.DIALS.items():
+    for name, dial in dials.DIALS.items():
         for arm, baseline in verdict.REGULARISED.items():
             for k, setting in enumerate(dial.settings):
                 place = {"dial": name, "setting": setting, "position": dial.positions[k], "value": dial.values[k]}
@@ -133,7 +134,7 @@ def slopes() -> pd.DataFrame:
             "p_holm": 0.03 if arm == dial.arm else np.nan,
             "verdict": "supported" if arm == dial.arm else "",
         }
-        for name, dial in causal.DIALS.items()
+        for name, dial in dials.DIALS.items()
         for arm, baseline in verdict.REGULARISED.items()
     ]
     return pd.DataFrame(rows)
@@ -141,7 +142,7 @@ def slopes() -> pd.DataFrame:
 
 def measured() -> pd.DataFrame:
     return pd.DataFrame(
-        [{"dial": n, "value": v, **interval(1 + v)} for n, dial in causal.DIALS.items() for v in dial.values]
+        [{"dial": n, "value": v, **interval(1 + v)} for n, dial in dials.DIALS.items() for v in dial.values]
     )
 
 
@@ -165,7 +166,7 @@ def cells() -> pd.DataFrame:
 def levels(arms: tuple[str, ...]) -> pd.DataFrame:
     rows = [
         {"dial": name, "position": p, "value": v, "arm": arm, "auroc": 0.8, "ideal": 0.92}
-        for name, dial in causal.DIALS.items()
+        for name, dial in dials.DIALS.items()
         for p, v in zip(dial.positions, dial.values, strict=True)
         for arm in arms
     ]

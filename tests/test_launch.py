@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from brainfm_lib.device import faster_precision
-from tests.test_pretrain import VARIANTS, assert_equal_gradients, gradients_of_one_step
+from tests.pretrain.test_pretrain import VARIANTS, assert_equal_gradients, gradients_of_one_step
 
 HERE = Path(__file__).parent
 
@@ -46,7 +46,7 @@ def two_process_gradients(tmp_path_factory):
         import dataclasses, os, sys; sys.path.insert(0, {str(HERE.parent)!r})
         from pathlib import Path
         from safetensors.torch import save_file
-        from tests.test_pretrain import VARIANTS, gradients_of_one_step
+        from tests.pretrain.test_pretrain import VARIANTS, gradients_of_one_step
         for name, config in VARIANTS.items():
             for parts in (1, 2):
                 split = dataclasses.replace(

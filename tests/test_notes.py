@@ -6,8 +6,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from brainfm_lib import notes, structure
+from brainfm_lib import notes
 from brainfm_lib.notes.study import _cohort
+from brainfm_lib.study import dials, structure
 from brainfm_lib.words import counted, listed
 
 
@@ -41,7 +42,7 @@ def test_ends_of_a_dial_are_told_in_their_direction() -> None:
     assert "goes from 2 to 20 where the dial goes from 1 to 4." in notes.ordering_note(up).data
     down = dial((1, 40, 30, 50), (4, 5, 3, 8))
     said = notes.ordering_note(down).data
-    assert "goes from 40 to 5 where" in said and "overlap" not in said and not structure.told_apart(down)
+    assert "goes from 40 to 5 where" in said and "overlap" not in said and not dials.told_apart(down)
     assert "overlap" in notes.ordering_note(dial((1, 4, 1, 9), (4, 5, 3, 8))).data
     unknown = notes.ordering_note(dial((1, 4, 1, 9), (2, 5, 4, 6), (4, np.nan, 1, 128))).data
     assert "is not told at both ends" in unknown and "nan" not in unknown.split("alone: ")[1]

@@ -17,17 +17,19 @@ from filelock import FileLock
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from brainfm_lib import comparison, notes, report, together
-from brainfm_lib.checkpoint import snapshot_steps
+from brainfm_lib import notes, together
 from brainfm_lib.config import profile_names
 from brainfm_lib.errors import InputError
-from brainfm_lib.judging import judge
-from brainfm_lib.learning import curve_tasks, learning_table
+from brainfm_lib.findings import comparison
+from brainfm_lib.findings.judging import judge
+from brainfm_lib.findings.learning import curve_tasks, learning_table
 from brainfm_lib.models import VisionTransformer3d
 from brainfm_lib.objectives import ARMS
+from brainfm_lib.pretrain.checkpoint import snapshot_steps
 from brainfm_lib.reference import collect, shipped, sitting, work
 from brainfm_lib.reference import plan as planning
 from brainfm_lib.reference.collect import busy_share
+from brainfm_lib.report import build
 from brainfm_lib.study import Study
 from brainfm_lib.together import make_together
 
@@ -118,10 +120,10 @@ def the_report_reads_it(root, manifest, study):
     """By default; where asked to, or where a manifest pretrains on something else, it trains its own."""
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("BRAINFM_PROFILE", raising=False)
-        assert report.default_profile(root, manifest) == "shipped"
+        assert build.default_profile(root, manifest) == "shipped"
         other = root / "other.yaml"
         other.write_text(manifest.read_text().replace("seed: 0", "seed: 9"))
-        assert report.default_profile(root, other) == "quick"
+        assert build.default_profile(root, other) == "quick"
     ours = Study("shipped", manifest, progress=False)
     assert ours.profile == study.profile and "shipped" in profile_names()
     assert ours.run("pretrain:mae").shipped and "Read, not trained here" in notes.study_note(ours).data
@@ -149,23 +151,23 @@ def read_the_page(root, manifest, study):
     (read,) = shipped.shipped_studies(manifest)
     assert set(read.results()["arm"]) >= {*ARMS, "random-init", "raw-voxels"}
     assert read.profile == study.profile
-    notebook = root / "notebooks" / report.REFERENCE_PAGE
+    notebook = root / "notebooks" / build.REFERENCE_PAGE
     notebook.parent.mkdir(parents=True)
-    shutil.copy(pathlib.Path(report.__file__).parents[1] / "notebooks" / report.REFERENCE_PAGE, notebook)
+    shutil.copy(pathlib.Path(build.__file__).parents[2] / "notebooks" / build.REFERENCE_PAGE, notebook)
     before = sorted(path.name for path in (root / "runs").glob("*-*"))
-    (page,) = report.reference_pages(root)
-    given = report.declared_parameters(page) | {"profile": "tiny", "manifest": str(manifest)}
+    (page,) = build.reference_pages(root)
+    given = build.declared_parameters(page) | {"profile": "tiny", "manifest": str(manifest)}
     page.chapters.mkdir()
-    report.make(page, given, root)
+    build.make(page, given, root)
     assert sorted(path.name for path in (root / "runs").glob("*-*")) == before
     told = page.beside(".ipynb").read_text()
     assert "Read, not made here" in told and "AUROC over pretraining seeds" in told and "phantom" in told.lower()
-    identify = report.study_identify(root)
-    assert report.out_of_date(page, given, identify) is None
-    (root / report.REFERENCE).write_text((root / report.REFERENCE).read_text() + "\n")
-    assert report.out_of_date(page, given, identify) == "the run behind reference: changed"
+    identify = build.study_identify(root)
+    assert build.out_of_date(page, given, identify) is None
+    (root / build.REFERENCE).write_text((root / build.REFERENCE).read_text() + "\n")
+    assert build.out_of_date(page, given, identify) == "the run behind reference: changed"
     manifest.write_text(manifest.read_text().replace("seed: 1", "seed: 7"))  # nothing is found, and said
-    report.make(page, given, root)
+    build.make(page, given, root)
     assert "Nothing was probed" in page.beside(".ipynb").read_text()
 
 

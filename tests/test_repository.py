@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import tomllib
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -110,6 +111,27 @@ def test_notebooks_are_committed_clean_and_take_parameters(notebook: Path) -> No
     assert len(tagged) == 1
     names = {node.targets[0].id for node in ast.parse("".join(tagged[0]["source"])).body}
     assert {"profile", "manifest", "seed", "overrides", "result"} <= names
+
+
+def imported(file: Path, modules: dict[str, Path]) -> set[Path]:
+    """Files of the package that a file imports anywhere in it, for types alone too."""
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+            found |= {modules.get(name, modules.get(node.module)) for name in names}
+        elif isinstance(node, ast.Import):
+            found |= {modules.get(alias.name) for alias in node.names}
+    return {path for path in found if path not in (None, file)}
+
+
+def test_no_files_import_each_other_in_a_circle() -> None:
+    files = sorted((ROOT / "brainfm_lib").rglob("*.py"))
+    names = [file.relative_to(ROOT).with_suffix("").parts for file in files]
+    modules = {".".join(parts).removesuffix(".__init__"): file for parts, file in zip(names, files, strict=True)}
+    graph = {file: imported(file, modules) for file in files}
+    assert sum(map(len, graph.values())) > len(files)
+    TopologicalSorter(graph).prepare()  # raises a CycleError that names the circle
 
 
 @pytest.mark.parametrize("file", sorted((ROOT / "brainfm_lib").rglob("*.py")), ids=lambda p: str(p.relative_to(ROOT)))

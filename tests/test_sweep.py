@@ -15,9 +15,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from brainfm_lib import report
 from brainfm_lib.errors import InputError
 from brainfm_lib.integrity import digests
+from brainfm_lib.report import build
 from brainfm_lib.sweep import effects, pages, pool, slurm
 from brainfm_lib.sweep.cells import page_of
 from brainfm_lib.sweep.plan import Slurm, Sweep, choose, load_sweep
@@ -224,10 +224,10 @@ def test_pages_of_sweeps_with_dots_in_their_names_stay_apart(tmp_path: Path) -> 
     for name in ("", ".v2", ".v3"):
         for file in (*(f"sweep_lr{name}{ending}" for ending in endings), *(table.format(name) for table in tables)):
             (tmp_path / file).touch()
-    pages_now = [report.Page(tmp_path / "page.ipynb", tmp_path, f"sweep_lr{name}") for name in ("", ".v2")]
-    report._forget_others(pages_now, tmp_path)
+    pages_now = [build.Page(tmp_path / "page.ipynb", tmp_path, f"sweep_lr{name}") for name in ("", ".v2")]
+    build._forget_others(pages_now, tmp_path)
     assert len(list(tmp_path.glob("**/sweep_lr*"))) == 10 and not list(tmp_path.glob("**/*v3*"))
-    report._write_data(pages_now[0], {})
+    build._write_data(pages_now[0], {})
     assert sorted(file.name for file in tmp_path.glob("data/*")) == ["sweep_lr.v2.7.0.csv", "sweep_lr.v2.main.t.csv"]
 
 

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from brainfm_lib import judging, together
+from brainfm_lib import together
 from brainfm_lib.errors import InputError
+from brainfm_lib.findings import judging
 from brainfm_lib.study import Study
 from tests.book import toy
 from tests.test_cli import folders

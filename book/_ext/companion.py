@@ -10,8 +10,8 @@ from sphinx.application import Sphinx
 from sphinx.errors import ExtensionError
 from sphinx.util import logging
 
-from brainfm_lib import fragments, offline, report
 from brainfm_lib.errors import InputError
+from brainfm_lib.report import build, fragments, offline
 
 log = logging.getLogger(__name__)
 
@@ -19,9 +19,9 @@ log = logging.getLogger(__name__)
 def setup(app: Sphinx) -> dict[str, Any]:
     book = Path(app.srcdir)
     try:
-        report.bring_up_to_date(book.parent)
+        build.bring_up_to_date(book.parent)
         fragments.write_all(book.parent)
-    except (InputError, report.ReportError) as problem:
+    except (InputError, build.ReportError) as problem:
         raise _refusal(str(problem)) from None
     offline.copy_assets(book / "_assets", book / "_ext")
     app.add_css_file("companion.css")

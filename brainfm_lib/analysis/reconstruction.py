@@ -20,14 +20,14 @@ from brainfm_lib.analysis.spectrum import (
     radial_power,
     slice_log_power,
 )
-from brainfm_lib.checkpoint import snapshots
 from brainfm_lib.data.augment import zscore
 from brainfm_lib.device import autocast, best_device
 from brainfm_lib.errors import InputError
 from brainfm_lib.losses.reconstruction import denormalise
 from brainfm_lib.masking import Mask, foreground_tokens, partition_masks
 from brainfm_lib.models import Jepa, Lejepa, MaskedAutoencoder
-from brainfm_lib.pretrain import PretrainConfig, initial_model
+from brainfm_lib.pretrain.checkpoint import snapshots
+from brainfm_lib.pretrain.config import PretrainConfig, initial_model
 from brainfm_lib.streams import stream
 from brainfm_lib.tokens import gather, mosaic, patch_grid, patchify, scatter, unpatchify
 

@@ -12,7 +12,6 @@ import pandas as pd
 from brainfm_lib.analysis.spectrum import radial_power
 from brainfm_lib.data.geometry import Geometry
 from brainfm_lib.data.phantom import CONDITIONS, PhantomSpec, dials, ideal_auroc
-from brainfm_lib.data.phantom.tasks import severity_mean
 
 SUBJECTS = 24  # whose images are made at both ends of a task
 
@@ -45,7 +44,7 @@ def measure_truth(
 
     def severity(names: Sequence[str]) -> float:
         return float(
-            np.average([severity_mean(n, spec) for n in names], weights=[prevalence.get(n, 1.0) for n in names])
+            np.average([spec.severity_mean(n) for n in names], weights=[prevalence.get(n, 1.0) for n in names])
         )
 
     ends = [severity(classes[0]), severity(classes[-1])]
@@ -78,7 +77,7 @@ def _rank(spec: PhantomSpec, classes: Sequence[Sequence[str]]) -> int:
         return 1
     rng, drawn = np.random.default_rng(0), []
     for name in names:
-        severities = severity_mean(name, spec) + rng.standard_normal(4 * dials.COUNT)
+        severities = spec.severity_mean(name) + rng.standard_normal(4 * dials.COUNT)
         factors = np.stack([dials.draw_factors(CONDITIONS[name].setting, s, rng) for s in severities])
         drawn.append(factors - factors.mean(0))
     return int(np.linalg.matrix_rank(np.concatenate(drawn), tol=1e-6))

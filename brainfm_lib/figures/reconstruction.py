@@ -14,8 +14,8 @@ def error_intervals(errors: pd.DataFrame) -> Figure:
     """Error on hidden brain voxels: of each arm and of the trivial predictors, and the paired differences.
 
     Args:
-        errors: From `brainfm_lib.comparison.error_table`: arm, baseline (empty for the error itself), estimate, low,
-            high. Mean squared errors in z-scored units.
+        errors: From `brainfm_lib.findings.comparison.error_table`: arm, baseline (empty for the error itself),
+            estimate, low, high. Mean squared errors in z-scored units.
     """
     if errors.empty:
         return nothing("No arm that is shown here predicts hidden voxels.")
@@ -52,7 +52,7 @@ def explained_latents(explained: pd.DataFrame) -> Figure:
     """Share of the hidden latents' variation that is predicted beyond their mean at that position.
 
     Args:
-        explained: From `brainfm_lib.comparison.explained_table`: arm, estimate, low, high (shares of 1).
+        explained: From `brainfm_lib.findings.comparison.explained_table`: arm, estimate, low, high (shares of 1).
     """
     if explained.empty:
         return nothing("No arm that is shown here predicts latents.")

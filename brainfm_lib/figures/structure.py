@@ -35,7 +35,7 @@ def cutoff_curves(
 
     Args:
         curves: Task -> table with band (low, high), cutoff (cycles/mm), estimate, low, high.
-        structure: task, reliance, reliance_low and reliance_high, from `brainfm_lib.structure.structure_rows`.
+        structure: task, reliance, reliance_low and reliance_high, from `brainfm_lib.study.structure.structure_rows`.
         titles: Task -> its name.
         truths: Task -> frequency (cycles/mm) below which half of its known signal's power lies.
     """
@@ -131,8 +131,8 @@ def gains_along_dials(gains: pd.DataFrame, slopes: pd.DataFrame, units: Mapping[
     """Gain of the arms with an auxiliary objective along each dial: a dot a seed, the mean, and the fitted line.
 
     Args:
-        gains: From `brainfm_lib.causal.gain_table`.
-        slopes: From `brainfm_lib.causal.slope_table`.
+        gains: From `brainfm_lib.study.causal.gain_table`.
+        slopes: From `brainfm_lib.study.causal.slope_table`.
         units: Dial -> unit of its values.
     """
     if gains.empty:

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 
 import pandas as pd
 
-from brainfm_lib.comparison import PREDICTORS
 from brainfm_lib.figures.style import title
+from brainfm_lib.findings.comparison import PREDICTORS
 from brainfm_lib.verdict import REGULARISED
 from brainfm_lib.words import Words, listed
 

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from brainfm_lib import causal
 from brainfm_lib.figures.style import title
-from brainfm_lib.structure import ordering
+from brainfm_lib.study import causal
+from brainfm_lib.study.dials import DIALS, ordering
 from brainfm_lib.verdict import CONTROL, RAW_VOXELS
 from brainfm_lib.words import Words
 
@@ -23,7 +23,7 @@ def causal_note(study: Study, test: Run | None) -> Words:
 
     Args:
         study: On the dials.
-        test: From `brainfm_lib.causal.latest`.
+        test: From `brainfm_lib.study.causal.latest`.
     """
     if test is None:
         command = f"`brainfm causal --profile {study.profile_name} --seeds {causal.FEWEST}`"
@@ -44,7 +44,7 @@ def causal_note(study: Study, test: Run | None) -> Words:
 def _tested(study: Study) -> str:
     """On how many subjects each setting is tested: all of them where it is cross-validated."""
     counts = set()
-    for dial in causal.DIALS.values():
+    for dial in DIALS.values():
         for table in map(study.task_table, dial.settings):
             held = table[table["split"] == "test"] if "split" in table else table
             counts.add(held["subject_id"].nunique())
@@ -56,7 +56,7 @@ def levels_said(test: Run) -> Iterator[str]:
     """What slopes do not say: whether gains are gains at all, how large, and where arms stand beside the controls."""
     gains, levels = test.table("gains"), test.table("levels")
     for (dial, arm, baseline), rows in gains.groupby(["dial", "arm", "baseline"], sort=False):
-        if causal.DIALS[dial].arm == arm:
+        if DIALS[dial].arm == arm:
             below = int((rows["gain"] < 0).sum())
             yield (
                 f"Whatever its slope, the gain of {title(arm)} over {title(baseline)} along `{dial}` is "
@@ -102,7 +102,7 @@ def ordering_note(measured: pd.DataFrame) -> Words:
     """Whether what is measured follows the dials.
 
     Args:
-        measured: From `brainfm_lib.structure.measured_dials`.
+        measured: From `brainfm_lib.study.dials.measured_dials`.
     """
     if measured.empty:
         return Words("No setting has been looked into yet.")

@@ -19,8 +19,8 @@ def headline(results: pd.DataFrame, differences: pd.DataFrame) -> Words:
     """What beats what and what does not, a paragraph a protocol.
 
     Args:
-        results: From `brainfm_lib.comparison.adjusted`.
-        differences: From `brainfm_lib.comparison.paired_differences`.
+        results: From `brainfm_lib.findings.comparison.adjusted`.
+        differences: From `brainfm_lib.findings.comparison.paired_differences`.
     """
     table = pd.concat([results, differences], ignore_index=True) if len(differences) else results
     parts = [*verdict.verdicts(table).values(), verdict.rule(table)] if len(table) else ["Nothing was probed."]
@@ -47,7 +47,7 @@ def chance_note(results: pd.DataFrame, permutations: int) -> Words:
     """Which rows are above chance after Holm's adjustment, of how many.
 
     Args:
-        results: From `brainfm_lib.comparison.adjusted`.
+        results: From `brainfm_lib.findings.comparison.adjusted`.
         permutations: The fewest that a row's p can come from (`evaluation.refits` under cross-validation).
     """
     if results.empty:
@@ -74,7 +74,7 @@ def earned_note(differences: pd.DataFrame, protocol: str = "linear") -> Words:
     """On which tasks an arm beats both the untrained encoder and raw voxels, after Holm's adjustment.
 
     Args:
-        differences: From `brainfm_lib.comparison.paired_differences`.
+        differences: From `brainfm_lib.findings.comparison.paired_differences`.
         protocol: Whose rows are looked at.
     """
     rows = differences[(differences["protocol"] == protocol) & differences["baseline"].isin([CONTROL, RAW_VOXELS])]

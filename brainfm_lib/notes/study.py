@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from brainfm_lib.comparison import came_along
 from brainfm_lib.config import SHIPPED
+from brainfm_lib.findings.comparison import came_along
 from brainfm_lib.verdict import TRANSDUCTIVE
 from brainfm_lib.words import Words, counted, listed
 

@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from brainfm_lib.comparison import trained_arms
 from brainfm_lib.figures.style import title
-from brainfm_lib.matching import unmatched
+from brainfm_lib.findings.matching import unmatched
 from brainfm_lib.objectives import EVERY_ARM
 from brainfm_lib.words import Words, listed
 
@@ -38,7 +37,7 @@ def heldout_note(metrics: Mapping[str, pd.DataFrame]) -> Words:
 
 
 def live_note(live: Mapping[str, Run]) -> Words:
-    """How far the short trainings of `brainfm_lib.comparison.live_runs` came."""
+    """How far the short trainings of `brainfm_lib.findings.comparison.live_runs` came."""
     said = []
     for arm, run in live.items():
         table = run.table("metrics")
@@ -56,8 +55,8 @@ def matched_note(study: Study) -> Words:
     differing = unmatched(study)
     if differing:
         return Words(f"**The arms are not matched**: they differ in {listed([f'`{n}`' for n in differing])}.")
-    families = {EVERY_ARM[arm].family for arm in trained_arms(study)}
-    if len(trained_arms(study)) < 2:
+    families = {EVERY_ARM[arm].family for arm in study.trained_arms}
+    if len(study.trained_arms) < 2:
         return Words("No two arms are trained here that could be matched.")
     dearer = " FLOPs differ because a JEPA's target sees whole volumes." if families >= {"mae", "jepa"} else ""
     return Words(

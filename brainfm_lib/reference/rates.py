@@ -21,7 +21,7 @@ from brainfm_lib.probes.linear import linear_probe
 from brainfm_lib.study import Study
 
 if TYPE_CHECKING:
-    from brainfm_lib.pretrain import PretrainConfig
+    from brainfm_lib.pretrain.config import PretrainConfig
 
 TIMED_SCANS = {"cpu": 16, "cuda": 512}  # rendered to see how long that takes
 MEMORY_SHARE = 0.8  # of the memory that training leaves, at most, for banks
@@ -38,7 +38,7 @@ def measure(
     how many bytes of memory banks may take.
     """
     from brainfm_lib.features import extract
-    from brainfm_lib.pretrain import initial_model
+    from brainfm_lib.pretrain.config import initial_model
 
     device = best_device(cpu=cpu)
     scans = TIMED_SCANS.get(device.type, TIMED_SCANS["cuda"])

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pandas as pd
 
-from brainfm_lib import comparison
 from brainfm_lib.config import SHIPPED
 from brainfm_lib.data.manifest import load_manifest
 from brainfm_lib.errors import InputError
@@ -59,18 +58,18 @@ def every_arm_ships(manifest: str | Path | None = None) -> bool:
 
 def judged(study: Study) -> list[str]:
     """What a study's encoders and controls are asked about its simulated tasks; real scans are left alone."""
-    rows = comparison.compared(study)
+    rows = study.compared
     return [f"{kind}:{arm}:{task}" for kind in ("probe", "knn") for task in study.simulated_tasks for arm in rows]
 
 
 def of_own_arms(results: pd.DataFrame, study: Study) -> pd.DataFrame:
     """`results`, or nothing where no arm of `study` is among them: controls alone are those that ship."""
-    return results if set(results["arm"]) & set(comparison.trained_arms(study)) else results.iloc[:0]
+    return results if set(results["arm"]) & set(study.trained_arms) else results.iloc[:0]
 
 
 def tables_of(study: Study, kind: str, table: str) -> dict[str, pd.DataFrame]:
     """Arm -> a table of its run of `kind` (``latents``, ``reconstruction``), where that is there."""
-    arms = comparison.encoders(study) if kind == "latents" else comparison.trained_arms(study)
+    arms = study.encoders if kind == "latents" else study.trained_arms
     runs: dict[str, Run | None] = {arm: study.optional(f"{kind}:{arm}") for arm in arms}
     return {arm: run.table(table) for arm, run in runs.items() if run is not None and run.shipped}
 
@@ -80,7 +79,7 @@ def seeds_table(study: Study, most: int = 10) -> pd.DataFrame:
     rows = []
     for seed in range(most):
         for task in study.simulated_tasks:
-            for arm in comparison.trained_arms(study):
+            for arm in study.trained_arms:
                 run = study.optional(f"probe:{arm}:{task}@seed={seed}")
                 if run is not None and run.shipped:
                     row = run.table("results").set_index("metric").loc[METRIC]

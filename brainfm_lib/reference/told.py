@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from brainfm_lib.compute import pretraining_cost
 from brainfm_lib.config import load_profile
+from brainfm_lib.pretrain.compute import pretraining_cost
 from brainfm_lib.reference.plan import Part
 
 NONE = (

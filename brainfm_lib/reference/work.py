@@ -12,12 +12,12 @@ from typing import Any
 
 import torch
 
-from brainfm_lib import comparison
-from brainfm_lib.checkpoint import snapshot_steps
 from brainfm_lib.data.phantom.bank import PhantomBank
 from brainfm_lib.device import best_device
 from brainfm_lib.errors import InputError
-from brainfm_lib.judging import area
+from brainfm_lib.findings import comparison
+from brainfm_lib.findings.judging import area
+from brainfm_lib.pretrain.checkpoint import snapshot_steps
 from brainfm_lib.processes import bound_cores, end_with_parent, given_up_on_error
 from brainfm_lib.reference import plan as planning
 from brainfm_lib.reference.collect import collect
@@ -27,7 +27,7 @@ from brainfm_lib.reference.sitting import Clock, alone, sampled, stopped_by_sigt
 from brainfm_lib.runs import Run
 from brainfm_lib.study import Study
 from brainfm_lib.together import make_together
-from brainfm_lib.verdict import RAW_VOXELS
+from brainfm_lib.verdict import CONTROL, CONTROLS, RAW_VOXELS
 
 PLAN, SPENT, BUSY = "plan.json", "spent.json", "busy.csv"
 
@@ -131,7 +131,7 @@ def _make_part(
     (pretraining,) = first.pretraining_cohorts
     for seed in range(part.seeds):
         study = study_of(seed)
-        wanted = [arm for arm in comparison.trained_arms(study) if not made(study, f"pretrain:{arm}")]
+        wanted = [arm for arm in study.trained_arms if not made(study, f"pretrain:{arm}")]
         if seed and wanted and clock.left < RATHER * another_seed:
             yield f"{part.profile}: seed {seed} is left out: {clock.left:.0f} s are left"
             break
@@ -146,7 +146,7 @@ def _make_part(
             free(device)
             for arm in arms:
                 yield f"{part.profile}: {arm}, seed {seed}: {facts['rates'][arm]:,.0f} volumes/s"
-    shipped |= made_of(first, [f"pretrain:{arm}" for arm in (*first.arms, comparison.CONTROL)])  # of one seed
+    shipped |= made_of(first, [f"pretrain:{arm}" for arm in (*first.arms, CONTROL)])  # of one seed
     yield f"{part.profile}: trained; so far in {collect(folder, plan, clock, shipped.values())}"
     names = dict.fromkeys(first.cohort_of(task) for task in first.tasks)
     for name in (*names, pretraining):
@@ -155,11 +155,11 @@ def _make_part(
     with given_up_on_error(workers(part, manifest, cores)) as pool:
         for seed in range(part.seeds):
             study = study_of(seed)
-            arms = [arm for arm in comparison.trained_arms(study) if made(study, f"pretrain:{arm}")]
+            arms = [arm for arm in study.trained_arms if made(study, f"pretrain:{arm}")]
             if arms:
                 with clock.piece(f"judge {part.profile} {seed}", encoders=len(arms)):
                     yield from judge(study, arms, pool, clock)
-                own = [f"{kind}:{arm}" for kind in ANALYSES for arm in (*arms, comparison.CONTROL) if not seed]
+                own = [f"{kind}:{arm}" for kind in ANALYSES for arm in (*arms, CONTROL) if not seed]
                 own += [] if seed else [*tuned(study, arms), *looked_into(study)]
                 shipped |= made_of(study, [*requests(study, arms), *own])
 
@@ -185,7 +185,7 @@ def made_of(study: Study, wanted: Sequence[str]) -> dict[str, Run]:
     """Identity -> run, of those requests that were made here; what cannot be asked for is left out."""
     found = {}
     for request in wanted:
-        if request.startswith(("reconstruction", "progress")) and request.endswith(comparison.CONTROL):
+        if request.startswith(("reconstruction", "progress")) and request.endswith(CONTROL):
             continue
         run = study.optional(request)
         if run is not None and not run.shipped:
@@ -195,8 +195,8 @@ def made_of(study: Study, wanted: Sequence[str]) -> dict[str, Run]:
 
 def requests(study: Study, arms: Sequence[str]) -> list[str]:
     """What is asked of features, by processes of their own."""
-    rows = [*arms, *(() if study.seed else (*comparison.CONTROLS,))]
-    represented = [arm for arm in rows if arm in (*arms, comparison.CONTROL)]
+    rows = [*arms, *(() if study.seed else (*CONTROLS,))]
+    represented = [arm for arm in rows if arm in (*arms, CONTROL)]
     wanted = [f"probe:{arm}:{task}" for task in study.tasks for arm in rows]
     wanted += [f"knn:{arm}:{task}" for task in study.tasks for arm in represented]
     if not study.seed:
@@ -249,9 +249,7 @@ def looked_into(study: Study) -> list[str]:
 
 def tuned(study: Study, arms: Sequence[str]) -> list[str]:
     """Encoders that are trained further on a task's labels."""
-    return [
-        f"finetune:{arm}:{task}" for task in comparison.finetune_tasks(study) for arm in (comparison.CONTROL, *arms)
-    ]
+    return [f"finetune:{arm}:{task}" for task in study.finetune_tasks for arm in (comparison.CONTROL, *arms)]
 
 
 def _waves(study: Study, arms: Sequence[str]) -> Iterator[tuple[str, Sequence[str]]]:

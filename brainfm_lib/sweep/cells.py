@@ -14,7 +14,7 @@ from brainfm_lib.errors import InputError
 from brainfm_lib.identity import write_atomic
 from brainfm_lib.integrity import damage
 from brainfm_lib.paths import runs_dir, shipped_dir
-from brainfm_lib.report import Page, ReportError, current_state, make, out_of_date, study_identify
+from brainfm_lib.report.build import Page, ReportError, current_state, make, out_of_date, study_identify
 from brainfm_lib.runs import PROVENANCE, Run
 from brainfm_lib.sweep.plan import Cell, Sweep
 

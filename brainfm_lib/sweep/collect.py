@@ -9,7 +9,7 @@ import pandas as pd
 
 from brainfm_lib.data.manifest import load_manifest
 from brainfm_lib.identity import write_atomic
-from brainfm_lib.report import SWEPT, SWEPT_ABOUT
+from brainfm_lib.report.build import SWEPT, SWEPT_ABOUT
 from brainfm_lib.runs import Run, get_run
 from brainfm_lib.sweep.cells import page_of, result_of
 from brainfm_lib.sweep.plan import Cell, Sweep

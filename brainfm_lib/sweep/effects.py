@@ -12,7 +12,7 @@ import pandas as pd
 from brainfm_lib.errors import InputError
 from brainfm_lib.paths import project_root
 from brainfm_lib.probes.results import resampled_auroc
-from brainfm_lib.report import SWEPT
+from brainfm_lib.report.build import SWEPT
 from brainfm_lib.runs import get_run
 
 METRIC = "auroc"

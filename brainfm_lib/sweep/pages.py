@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import pandas as pd
 
 from brainfm_lib.paths import project_root
-from brainfm_lib.report import about_sweep, sweep_identity
+from brainfm_lib.report.build import about_sweep, sweep_identity
 from brainfm_lib.sweep.effects import Outcomes, best_cell, main_effects
 from brainfm_lib.words import Words, counted, listed
 

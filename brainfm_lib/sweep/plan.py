@@ -34,7 +34,7 @@ from brainfm_lib.data.strict_yaml import load_yaml
 from brainfm_lib.errors import InputError
 from brainfm_lib.identity import stable_hash
 from brainfm_lib.paths import project_root
-from brainfm_lib.report import Page, declared_parameters, find_pages, profile_parameters
+from brainfm_lib.report.build import Page, declared_parameters, find_pages, profile_parameters
 
 FOLDER = "notebooks/sweeps"
 OVERRIDES = "overrides."

@@ -12,7 +12,7 @@ from filelock import FileLock, Timeout
 
 from brainfm_lib.errors import InputError
 from brainfm_lib.paths import project_root
-from brainfm_lib.report import SWEPT, SWEPT_ABOUT, about_sweep
+from brainfm_lib.report.build import SWEPT, SWEPT_ABOUT, about_sweep
 from brainfm_lib.sweep.cells import UNMADE, Done, Outcome
 from brainfm_lib.sweep.collect import forget_results, notebook_of, write_about, write_results
 from brainfm_lib.sweep.plan import LISTED, Cell, Sweep, choose, load_sweep

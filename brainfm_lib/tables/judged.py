@@ -17,7 +17,7 @@ def results_table(results: pd.DataFrame, titles: Mapping[str, str], *, scratch: 
     """Arms down, tasks across; each cell an AUROC, its 95 % interval, and the adjusted p against chance.
 
     Args:
-        results: From `brainfm_lib.comparison.adjusted`, of one protocol.
+        results: From `brainfm_lib.findings.comparison.adjusted`, of one protocol.
         titles: Task -> its name, from `task_titles`.
         scratch: Whether the protocol is fine-tuning, where an untrained encoder is trained from scratch.
     """
@@ -37,7 +37,7 @@ def differences_table(differences: pd.DataFrame, titles: Mapping[str, str], *, s
     """Pairs down, tasks across: difference, 95 % interval, adjusted p and, if undecided, what could have been seen.
 
     Args:
-        differences: From `brainfm_lib.comparison.paired_differences`, of one protocol.
+        differences: From `brainfm_lib.findings.comparison.paired_differences`, of one protocol.
         titles: Task -> its name.
         scratch: As in `results_table`.
     """
@@ -56,7 +56,7 @@ def efficiency_table(efficiencies: pd.DataFrame, titles: Mapping[str, str]) -> p
     """Arms down, tasks across; each cell a share of the ideal observer's squared detectability, and its interval.
 
     Args:
-        efficiencies: From `brainfm_lib.comparison.efficiency_table`, of one protocol.
+        efficiencies: From `brainfm_lib.findings.comparison.efficiency_table`, of one protocol.
         titles: Task -> its name.
     """
     columns: dict[str, dict[str, str]] = {}
@@ -94,7 +94,7 @@ def picked_table(picked: pd.DataFrame, titles: Mapping[str, str]) -> pd.DataFram
     """What validation subjects would have picked for each task, and how good it is on test subjects.
 
     Args:
-        picked: From `brainfm_lib.comparison.picked`.
+        picked: From `brainfm_lib.findings.comparison.picked`.
         titles: Task -> its name.
     """
     rows = [
@@ -113,7 +113,7 @@ def matched_table(matched: pd.DataFrame) -> pd.DataFrame:
     """What each arm's pretraining takes, and how many learning rates were tried for it.
 
     Args:
-        matched: From `brainfm_lib.matching.matched_table`.
+        matched: From `brainfm_lib.findings.matching.matched_table`.
     """
     rows = [
         {
@@ -133,7 +133,7 @@ def trial_table(trials: pd.DataFrame) -> pd.DataFrame:
     """Arms down, learning rates across: validation AUROC, the chosen one in bold.
 
     Args:
-        trials: From `brainfm_lib.matching.trial_table`.
+        trials: From `brainfm_lib.findings.matching.trial_table`.
     """
     rows: dict[str, dict[str, str]] = {}
     for _, r in trials.iterrows():
@@ -146,7 +146,7 @@ def variance_table(spread: pd.DataFrame, titles: Mapping[str, str]) -> pd.DataFr
     """How far an AUROC moves with the seed, the split and the subjects tested: standard deviations.
 
     Args:
-        spread: From `brainfm_lib.repetition.variance_table`.
+        spread: From `brainfm_lib.findings.repetition.variance_table`.
         titles: Task -> its name.
     """
     names = {"seed": "sd, seed", "split": "sd, split", "rest": "sd, rest", "subjects": "sd, subjects (part of split)"}
@@ -158,7 +158,7 @@ def replicated_table(replicated: pd.DataFrame, titles: Mapping[str, str]) -> pd.
     """Comparisons that are decided down, pretraining seeds across; each cell a difference and its 95 % interval.
 
     Args:
-        replicated: From `brainfm_lib.repetition.replicated`.
+        replicated: From `brainfm_lib.findings.repetition.replicated`.
         titles: Task -> its name.
     """
     rows: dict[tuple[str, str], dict[str, str]] = {}

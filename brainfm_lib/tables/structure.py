@@ -13,7 +13,7 @@ def structure_table(rows: pd.DataFrame, titles: Mapping[str, str]) -> pd.DataFra
     """High-frequency reliance and discriminative dimension of tasks, with 95 % intervals.
 
     Args:
-        rows: From `brainfm_lib.structure.structure_rows`.
+        rows: From `brainfm_lib.study.structure.structure_rows`.
         titles: Task -> its name.
     """
     return pd.DataFrame(
@@ -57,7 +57,7 @@ def slope_table(slopes: pd.DataFrame) -> pd.DataFrame:
     """The pre-stated analysis of the causal test, a row a dial and pair.
 
     Args:
-        slopes: From `brainfm_lib.causal.slope_table`.
+        slopes: From `brainfm_lib.study.causal.slope_table`.
     """
     rows = []
     for _, r in slopes.iterrows():

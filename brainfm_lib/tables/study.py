@@ -133,7 +133,7 @@ def example_names(study: Study, reconstructions: Mapping[str, Run]) -> list[str]
 
 
 def resolution_table(table: pd.DataFrame) -> pd.DataFrame:
-    """`brainfm_lib.comparison.resolution_table` as a reader sees it."""
+    """`brainfm_lib.findings.comparison.resolution_table` as a reader sees it."""
     return pd.DataFrame(
         {
             "arm": [title(arm) for arm in table["arm"]],

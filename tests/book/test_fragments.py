@@ -7,11 +7,11 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from brainfm_lib.compute import pretraining_cost
 from brainfm_lib.config import PROFILES, load_profile
-from brainfm_lib.fragments import measured, write_causal, write_headline, write_settings
+from brainfm_lib.pretrain.compute import pretraining_cost
 from brainfm_lib.reference.plan import Part, Plan
 from brainfm_lib.reference.told import told
+from brainfm_lib.report.fragments import measured, write_causal, write_headline, write_settings
 from brainfm_lib.runs import Run
 
 

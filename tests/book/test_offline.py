@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from brainfm_lib.offline import _ICON, ICONS, _installed, copy_assets, external_addresses, keep_used_icons
+from brainfm_lib.report.offline import _ICON, ICONS, _installed, copy_assets, external_addresses, keep_used_icons
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from threading import Thread
 
 import pytest
 
-from brainfm_lib.offline import external_addresses
+from brainfm_lib.report.offline import external_addresses
 from tests.book import toy
 from tests.book.browser import Browser, needs_axe, needs_chromium
 

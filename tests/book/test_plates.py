@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from brainfm_lib import figures
 from brainfm_lib.figures.about import KEY, describe, first_sentence
 from brainfm_lib.figures.style import figure_function, panels
-from brainfm_lib.plates import plates
+from brainfm_lib.report.plates import plates
 
 
 def told(figure: Figure) -> dict:

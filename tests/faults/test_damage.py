@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from brainfm_lib import integrity, runs
-from brainfm_lib.checkpoint import checkpoints, load_checkpoint, save_checkpoint
 from brainfm_lib.data import store
 from brainfm_lib.data.reading import Reader
 from brainfm_lib.errors import InputError
 from brainfm_lib.integrity import DAMAGED
 from brainfm_lib.paths import runs_dir, store_dir
+from brainfm_lib.pretrain.checkpoint import checkpoints, load_checkpoint, save_checkpoint
 from brainfm_lib.runs import RunConfig, ensure, find, find_whole
 from brainfm_lib.study import Study
 from tests.faults.soak import times

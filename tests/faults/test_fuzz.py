@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 import torch
 
-from brainfm_lib.checkpoint import checkpoints, load_checkpoint, save_checkpoint
 from brainfm_lib.config import load_profile
 from brainfm_lib.data import store
 from brainfm_lib.data.geometry import Geometry
@@ -22,6 +21,7 @@ from brainfm_lib.data.manifest import load_manifest
 from brainfm_lib.data.reading import Reader
 from brainfm_lib.data.settings import IngestSettings
 from brainfm_lib.errors import InputError, RefusedScan
+from brainfm_lib.pretrain.checkpoint import checkpoints, load_checkpoint, save_checkpoint
 from brainfm_lib.study import Study
 from brainfm_lib.sweep.plan import load_sweep
 from tests.book import toy

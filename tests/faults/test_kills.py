@@ -27,8 +27,8 @@ evaluation: {bootstrap_draws: 50, permutations: 50, cross_validate_below: 20}
 """
 # checkpoints are written all the time, or a training this short would have none
 CODE = """\
-import brainfm_lib.pretrain
-brainfm_lib.pretrain.CHECKPOINT_SECONDS = 0.0
+import brainfm_lib.pretrain.loop
+brainfm_lib.pretrain.loop.CHECKPOINT_SECONDS = 0.0
 from brainfm_lib.cli import main
 main()
 """
@@ -111,7 +111,8 @@ def test_prepare_pretrain_features_and_probe_survive_kills(undisturbed: tuple[Pa
 # two arms side by side in processes of their own, however little there is to train
 BESIDE = """\
 import sys
-from brainfm_lib import judging, together
+from brainfm_lib import together
+from brainfm_lib.findings import judging
 from brainfm_lib.study import Study
 if __name__ == "__main__":
     together.WORTH, together.SUBJECTS, together.usable_cores = 0.0, 0, lambda: 2
@@ -169,8 +170,8 @@ def test_sigterm_writes_a_checkpoint_and_the_end_is_the_same(undisturbed: tuple[
 
 REPORT = """\
 from pathlib import Path
-from brainfm_lib import report
-report.bring_up_to_date(Path.cwd(), identify=lambda *words: "x")
+from brainfm_lib.report import build
+build.bring_up_to_date(Path.cwd(), identify=lambda *words: "x")
 """
 
 

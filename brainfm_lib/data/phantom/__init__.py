@@ -9,7 +9,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from brainfm_lib.data.phantom.cohort import PhantomSpec, describe
-from brainfm_lib.data.phantom.tasks import CONDITIONS, ideal_auroc
+from brainfm_lib.data.phantom.conditions import CONDITIONS
+from brainfm_lib.data.phantom.ideal import ideal_auroc
 
 if TYPE_CHECKING:
     import pandas

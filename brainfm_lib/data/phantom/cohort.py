@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from brainfm_lib.data.phantom.tasks import CONDITIONS, severity_mean
+from brainfm_lib.data.phantom.conditions import CONDITIONS
 from brainfm_lib.errors import InputError
 
 CONTRASTS = ("T1w", "T2w", "FLAIR", "PDw", "T1c")
@@ -63,6 +63,10 @@ class PhantomSpec:
         if min(self.subjects, self.scans_per_subject, self.sites) < 1:
             raise InputError("a phantom cohort needs at least one subject, one scan a subject and one site.")
 
+    def severity_mean(self, condition: str) -> float:
+        """Mean of the latent severity of a condition."""
+        return CONDITIONS[condition].mean * self.severity
+
 
 def determinants(spec: PhantomSpec) -> dict[str, Any]:
     """What of a specification any volume depends on: not the number of subjects, and no path."""
@@ -108,7 +112,7 @@ def draw_subject(spec: PhantomSpec, subject: int) -> Subject:
     name = names[min(int(np.searchsorted(shares, place, side="right")), len(names) - 1)]
     condition = CONDITIONS[name]
     rng = generator(spec, "subject", subject)
-    severity = severity_mean(name, spec) + rng.standard_normal()
+    severity = spec.severity_mean(name) + rng.standard_normal()
     age = float(np.clip(rng.normal(*condition.ages), *condition.age_range))
     sex = "F" if rng.random() < 0.5 else "M"
     return Subject(name, float(severity), round(age, 1), sex, int(rng.integers(spec.sites)))

@@ -9,10 +9,10 @@ import numpy as np
 from brainfm_lib.data.phantom import dials, imaging
 from brainfm_lib.data.phantom.anatomy import AUTISM_PLACES
 from brainfm_lib.data.phantom.cohort import PhantomSpec, draw_ancestor, draw_contrast, draw_subject, generator
+from brainfm_lib.data.phantom.conditions import CONDITIONS
 from brainfm_lib.data.phantom.deform import random_velocity
 from brainfm_lib.data.phantom.lesion import Lesion, draw_lesion, mass_effect
 from brainfm_lib.data.phantom.regions import fields, lesion_places
-from brainfm_lib.data.phantom.tasks import CONDITIONS
 
 SIZES = {"F": 0.872, "M": 0.912}  # size of the brain relative to the template, which is larger than most people's
 NOISE = 0.002  # standard deviation in a voxel of 2 mm, where white matter of a T1w scan is near 0.9

@@ -1,0 +1,1 @@
+"""The report: pages brought up to date, executed, and made to stand alone."""

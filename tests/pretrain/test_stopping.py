@@ -1,0 +1,53 @@
+"""SIGTERM is noted and not forgotten; processes stop at one step."""
+
+import os
+import signal
+import threading
+
+import pytest
+import torch
+
+from brainfm_lib.pretrain.stopping import TERMINATED, Sigterm, Terminated, all_stop
+
+
+@pytest.fixture(autouse=True)
+def _forget():
+    yield
+    Sigterm.came = False
+
+
+def test_sigterm_is_asked_for_and_remembered_until_it_ended_something():
+    before = signal.getsignal(signal.SIGTERM)
+    with Sigterm() as sigterm:
+        assert not sigterm.asked
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert sigterm.asked
+    assert signal.getsignal(signal.SIGTERM) == before
+    with Sigterm() as again:  # the work that it came in was at its end: the next one stops
+        assert again.asked
+    with pytest.raises(SystemExit) as stop:
+        raise Terminated("terminated at step 3")
+    assert stop.value.code == TERMINATED == 143 and "step 3" in str(stop.value) and not Sigterm.came
+
+
+def test_in_another_thread_nothing_changes():
+    before, found = signal.getsignal(signal.SIGTERM), []
+
+    def enter():
+        with Sigterm():
+            found.append(signal.getsignal(signal.SIGTERM))
+
+    thread = threading.Thread(target=enter)
+    thread.start()
+    thread.join()
+    assert found == [before]
+
+
+def test_several_processes_ask_each_other_now_and_then(monkeypatch):
+    cpu = torch.device("cpu")
+    assert all_stop(True, 3, 1, cpu) and not all_stop(False, 3, 1, cpu)
+    assert not all_stop(True, 3, 2, cpu)  # not now
+    monkeypatch.setattr(
+        "brainfm_lib.pretrain.stopping.sum_over_ranks", lambda value: value + 1
+    )  # another one was asked
+    assert all_stop(False, 8, 2, cpu)
