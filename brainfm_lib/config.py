@@ -24,7 +24,7 @@ from brainfm_lib.losses.vcr import VcrConfig
 from brainfm_lib.masking import MaskConfig
 from brainfm_lib.models import JepaConfig, LejepaConfig, MaeConfig, VisionTransformerConfig
 from brainfm_lib.objectives import EVERY_ARM, objective_config
-from brainfm_lib.paths import shipped_dir
+from brainfm_lib.paths import project_root, shipped_dir
 from brainfm_lib.pretrain.config import PretrainConfig
 from brainfm_lib.pretrain.optimiser import OptimiserConfig
 from brainfm_lib.probes.attentive import AttentiveConfig
@@ -147,7 +147,8 @@ def load_profile(name: str, overrides: Mapping[str, Any] | None = None) -> Profi
     """Read a profile of the library by name (``tiny``, ``quick``, ``reference`` …) or a YAML file of your own.
 
     Args:
-        name: Name of a profile, `SHIPPED`, or path of a YAML file.
+        name: Name of a profile, `SHIPPED`, or path of a YAML file; a relative one that is not found from the working
+            directory starts at the project's root.
         overrides: Values to change, by dotted name: ``{"optimiser.steps": 200, "spectral.weight": 0.1}``.
 
     Raises:
@@ -183,13 +184,18 @@ def profile_values(name: str, overrides: Mapping[str, Any] | None = None) -> dic
 def profile_names() -> list[str]:
     """Profiles of the library, and `SHIPPED` where encoders ship with the project."""
     names = sorted(path.stem for path in PROFILES.glob("*.yaml"))
-    return [*names, SHIPPED] if _of_shipped().is_file() else names
+    with suppress(InputError):
+        names += [SHIPPED] if _of_shipped().is_file() else []
+    return names
 
 
 def _profile_file(name: str) -> Path:
-    named = Path(name)
-    inside = PROFILES / f"{str(name).removesuffix('.yaml')}.yaml"
-    for file in (*([named] if named.is_file() else []), inside, *([_of_shipped()] if name == SHIPPED else [])):
+    named = Path(name).expanduser()
+    places = [named, PROFILES / f"{str(name).removesuffix('.yaml')}.yaml"]
+    with suppress(InputError):  # outside of a project there is no root, and nothing ships
+        places[1:1] = [project_root() / named] if named.suffix else []
+        places += [_of_shipped()] if name == SHIPPED else []
+    for file in places:
         if file.is_file():
             return file
     known = ", ".join(profile_names())
@@ -198,10 +204,7 @@ def _profile_file(name: str) -> Path:
 
 def _of_shipped() -> Path:
     """The file of `SHIPPED`, whether it is there or not."""
-    try:
-        return shipped_dir() / f"{SHIPPED}.yaml"
-    except InputError:  # outside of a project nothing ships
-        return PROFILES / f"{SHIPPED}.yaml"
+    return shipped_dir() / f"{SHIPPED}.yaml"
 
 
 def build(cls: type, values: Any, where: str) -> Any:

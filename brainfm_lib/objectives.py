@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -285,11 +285,3 @@ def _mae_loss(
             terms["gradient_ratio"] = spectral_weight * extra / main.clamp_min(1e-20)
         loss = loss + spectral_weight * spectral
     return loss, terms
-
-
-def describe_arm(config: ObjectiveConfig) -> dict[str, Any]:
-    """Short facts for tables: title, family, auxiliary weight."""
-    row = EVERY_ARM[config.arm]
-    used = config.spectral or config.vcr or config.sigreg
-    weight = used.weight if used else None
-    return {"arm": config.arm, "title": row.title, "family": row.family, "auxiliary_weight": weight}

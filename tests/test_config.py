@@ -3,8 +3,9 @@
 import dataclasses
 
 import pytest
+import yaml
 
-from brainfm_lib.config import PROFILES, Profile, load_profile
+from brainfm_lib.config import PROFILES, Profile, load_profile, profile_values
 from brainfm_lib.errors import InputError
 from brainfm_lib.objectives import ARMS
 
@@ -84,3 +85,21 @@ def test_a_profile_that_holds_no_names_is_refused_with_overrides_too(tmp_path, t
     file.write_text(text)
     with pytest.raises(InputError, match="must hold names and values"):
         load_profile(str(file), {"optimiser.steps": 1})
+
+
+def test_a_relative_path_is_looked_for_here_and_then_at_the_root(tmp_path, monkeypatch):
+    """A notebook's kernel works in a folder of its own; outside of a project there is no root."""
+    (tmp_path / "project").mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "project" / "data_manifest.yaml").touch()
+    tiny = profile_values("tiny")
+    for folder, steps in (("project", 7), ("elsewhere", 8)):
+        (tmp_path / folder / "theirs.yaml").write_text(yaml.safe_dump({**tiny, "optimiser": {"steps": steps}}))
+    (tmp_path / "project" / "mine.yaml").write_text((tmp_path / "project" / "theirs.yaml").read_text())
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    monkeypatch.delenv("BRAINFM_ROOT", raising=False)
+    with pytest.raises(InputError, match="There is no profile"):
+        load_profile("mine.yaml")
+    assert load_profile("tiny.yaml") == load_profile("tiny")
+    monkeypatch.setenv("BRAINFM_ROOT", str(tmp_path / "project"))
+    assert load_profile("mine.yaml").optimiser.steps == 7 and load_profile("theirs.yaml").optimiser.steps == 8

@@ -363,17 +363,22 @@ def kernels(project: Path) -> list[int]:
 
 
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks at processes in /proc")
-@pytest.mark.parametrize("sign", [signal.SIGKILL, signal.SIGINT])
-def test_a_killed_sweep_goes_on_and_leaves_nobody_behind(project: Path, sign: signal.Signals) -> None:
+@pytest.mark.parametrize("sign", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
+def test_a_killed_sweep_goes_on_and_leaves_nobody_behind(
+    project: Path, sign: signal.Signals, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write(project, "parameters: {nap: 0.5}\ngrid: {product: {depth: [1, 2, 3, 4, 5, 6]}}\n")
+    (project / "scratch").mkdir()
+    monkeypatch.setenv("TMPDIR", str(project / "scratch"))
     process = start(project, "-j", "2")
     deadline = time.monotonic() + 90
     while len(made(project)) < 2 and time.monotonic() < deadline:
         time.sleep(0.1)
     os.kill(process.pid, sign)
     out, _ = process.communicate(timeout=60)
-    if sign == signal.SIGINT:
-        assert process.returncode == 130 and "goes on from there" in out
+    if sign != signal.SIGKILL:
+        assert process.returncode == 128 + sign and "goes on from there" in out
+        assert not list((project / "scratch").glob("brainfm-*"))
     while kernels(project) and time.monotonic() < deadline:
         time.sleep(0.2)
     assert not kernels(project)

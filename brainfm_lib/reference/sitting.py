@@ -19,7 +19,7 @@ from filelock import FileLock, Timeout
 
 from brainfm_lib.errors import InputError
 from brainfm_lib.identity import write_atomic
-from brainfm_lib.pretrain.stopping import Terminated
+from brainfm_lib.pretrain.stopping import ended_by_sigterm
 
 TICK = 5.0  # seconds between two notes of the time spent
 SAMPLED = 500  # milliseconds between two looks at the device
@@ -106,26 +106,20 @@ class Clock:
 
 @contextmanager
 def stopped_by_sigterm(sitting: float | None) -> Iterator[None]:
-    """End with a sentence when SIGTERM comes, at any time, and after `sitting` minutes as if it came.
+    """End with a sentence when SIGTERM comes, and after `sitting` minutes as if it came.
 
     A training writes a checkpoint first, see `stopping.Sigterm`.
     """
-
-    def stop(number: int, frame: object) -> None:
-        raise Terminated("terminated; the same command goes on from there")
-
-    before = signal.signal(signal.SIGTERM, stop) if threading.current_thread() is threading.main_thread() else None
     timer = threading.Timer(60 * sitting, os.kill, (os.getpid(), signal.SIGTERM)) if sitting is not None else None
-    if timer is not None:
-        timer.daemon = True
-        timer.start()
-    try:
-        yield
-    finally:
+    with ended_by_sigterm():
         if timer is not None:
-            timer.cancel()
-        if before is not None:
-            signal.signal(signal.SIGTERM, before)
+            timer.daemon = True
+            timer.start()
+        try:
+            yield
+        finally:
+            if timer is not None:
+                timer.cancel()
 
 
 @contextmanager

@@ -176,7 +176,7 @@ def profile_parameters(root: Path, profile: str, pages: list[Page]) -> dict[str,
         known = ", ".join(sorted(f.stem for f in folder.glob("*.yaml")))
         raise InputError(
             f"No profile {profile!r} in {folder}: name one of {known} (BRAINFM_PROFILE, --profile), or write a file "
-            "there that says 'profile: FILE', the whole path of a YAML profile of your own."
+            "there that says 'profile: FILE', the path of a YAML profile of your own from the project's folder."
         )
     try:
         values = load_yaml(file.read_text(encoding="utf-8")) or {}

@@ -12,6 +12,7 @@ from filelock import FileLock, Timeout
 
 from brainfm_lib.errors import InputError
 from brainfm_lib.paths import project_root
+from brainfm_lib.pretrain.stopping import ended_by_sigterm
 from brainfm_lib.report.build import SWEPT, SWEPT_ABOUT, about_sweep
 from brainfm_lib.sweep.cells import UNMADE, Done, Outcome
 from brainfm_lib.sweep.collect import forget_results, notebook_of, write_about, write_results
@@ -42,6 +43,7 @@ def run_sweep(
 
     Raises:
         InputError: The file is wrong, or another process works on the same sweep.
+        Terminated: SIGTERM came; what was finished before stays.
     """
     sweep, root = load_sweep(path, profile=profile, max_cells=max_cells), project_root()
     if where not in EXECUTORS or workers < 1:
@@ -65,7 +67,8 @@ def run_sweep(
         print(
             f"{sweep.name}: {len(cells)} cells, {len(cells) - len(todo)} done before, {len(todo)} to make", flush=True
         )
-        failed = _make(sweep, todo, root, workers, where)
+        with ended_by_sigterm():  # workers and their kernels are ended too, and leave nothing behind
+            failed = _make(sweep, todo, root, workers, where)
         _write(sweep, done, {cell.id for cell, _ in failed}, root)
         for cell, outcome in failed:
             print(f"failed: {describe(cell)}: {outcome.error}\n        {notebook_of(sweep, cell)}")

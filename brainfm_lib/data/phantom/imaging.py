@@ -7,8 +7,8 @@ import torch
 from brainfm_lib.data.phantom.cohort import CONTRASTS
 from brainfm_lib.data.storage import FLOOR
 
-# Signal of each compartment, white matter of a T1w image near 0.9 (arbitrary units; orders as in clinical images).
-COMPARTMENTS = ("fluid", "grey", "deep", "white", "solid", "necrosis", "rim", "oedema")
+# Signal of fluid, grey matter, deep grey matter, white matter, solid tumour, necrosis, enhancing rim and oedema, white
+# matter of a T1w image near 0.9 (arbitrary units; orders as in clinical images).
 SIGNAL = {
     "T1w": (0.22, 0.60, 0.68, 0.88, 0.56, 0.34, 0.58, 0.72),
     "T2w": (1.00, 0.56, 0.46, 0.40, 0.74, 0.92, 0.66, 0.72),
