@@ -125,13 +125,33 @@ def imported(file: Path, modules: dict[str, Path]) -> set[Path]:
     return {path for path in found if path not in (None, file)}
 
 
-def test_no_files_import_each_other_in_a_circle() -> None:
+@pytest.fixture(scope="module")
+def graph() -> dict[Path, set[Path]]:
+    """File of the package -> files that it imports."""
     files = sorted((ROOT / "brainfm_lib").rglob("*.py"))
     names = [file.relative_to(ROOT).with_suffix("").parts for file in files]
     modules = {".".join(parts).removesuffix(".__init__"): file for parts, file in zip(names, files, strict=True)}
-    graph = {file: imported(file, modules) for file in files}
-    assert sum(map(len, graph.values())) > len(files)
+    found = {file: imported(file, modules) for file in files}
+    assert sum(map(len, found.values())) > len(files)
+    return found
+
+
+def test_no_files_import_each_other_in_a_circle(graph: dict[Path, set[Path]]) -> None:
     TopologicalSorter(graph).prepare()  # raises a CycleError that names the circle
+
+
+def test_files_import_from_the_same_row_of_the_readme_or_from_rows_above_it(graph: dict[Path, set[Path]]) -> None:
+    library = ROOT / "brainfm_lib"
+    rows = (ROOT / "README.md").read_text().partition("| in `brainfm_lib/` |")[2].split("\n\n")[0].splitlines()[2:]
+    row = {library / name: n for n, line in enumerate(rows) for name in re.findall("`([^`]+)`", line.split("|")[1])}
+    assert len(row) > 20 and all(path.exists() for path in row)
+    for file, found in graph.items():
+        here = next((row[path] for path in (file, *file.parents) if path in row), None)
+        if here is None or file.name == "__main__.py":  # the way from a package to the command line
+            continue
+        for other in found:
+            there = next((row[path] for path in (other, *other.parents) if path in row), here)
+            assert there <= here, f"{file.relative_to(library)} imports {other.relative_to(library)}"
 
 
 @pytest.mark.parametrize("file", sorted((ROOT / "brainfm_lib").rglob("*.py")), ids=lambda p: str(p.relative_to(ROOT)))
