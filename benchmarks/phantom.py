@@ -21,9 +21,10 @@ import torch
 
 from brainfm_lib.analysis.truth import measure_truth
 from brainfm_lib.data.geometry import Geometry
-from brainfm_lib.data.phantom import CONDITIONS, PhantomSpec, describe, dials, ideal_auroc, render
+from brainfm_lib.data.phantom import CONDITIONS, PhantomSpec, describe, dials, render
 from brainfm_lib.data.phantom.deform import exponentiate, jacobian_determinant
 from brainfm_lib.data.phantom.draws import draw
+from brainfm_lib.data.phantom.ideal import ideal_auroc
 from brainfm_lib.data.phantom.rendering import single_threaded
 from brainfm_lib.stats import auroc
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from brainfm_lib.budget import seconds_per_step
+from brainfm_lib.making.budget import seconds_per_step
 from brainfm_lib.study import Study
 
 BASE = {

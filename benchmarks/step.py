@@ -9,8 +9,8 @@ quartiles. MONAI is run as shipped (its blocks never use fused attention) and wi
 both with AdamW as `torch.optim.AdamW(model.parameters())` gives it. Peak tensor memory is what tensors occupy at most
 during a step, parameters and optimiser state included.
 
-FLOPs are those of matrix products and attention, by the formula of `brainfm_lib/compute.py`: backward counts twice
-forward, recomputation is not counted.
+FLOPs are those of matrix products and attention, by the formula of `brainfm_lib/pretrain/compute.py`: backward counts
+twice forward, recomputation is not counted.
 """
 
 import argparse

@@ -151,8 +151,8 @@ def pretrain(
     recompute: RecomputeOption = False,
 ) -> None:
     """Pretrain the arms and leave finished runs; the same command again goes on where it was stopped."""
-    from brainfm_lib.budget import pretrain_within
-    from brainfm_lib.launch import n_processes, pretrain_arms
+    from brainfm_lib.making.budget import pretrain_within
+    from brainfm_lib.making.launch import n_processes, pretrain_arms
     from brainfm_lib.study import Study
 
     if minutes is not None:
@@ -182,7 +182,7 @@ def probe(
     allow_leak: Annotated[bool, typer.Option("--allow-leak", help="Go on where the audit finds a leak.")] = False,
 ) -> None:
     """Judge the encoders of a study and their controls on its tasks; encoders that are missing are made first."""
-    from brainfm_lib.findings.judging import judge, to_be_made
+    from brainfm_lib.making.judging import judge, to_be_made
     from brainfm_lib.paths import project_root
     from brainfm_lib.report.build import judged_profile
     from brainfm_lib.study import Study
@@ -301,7 +301,7 @@ def sweep(
 @app.command()
 def compare(names: Annotated[list[str], typer.Argument(help="Runs of probes or fine-tuning on one task.")]) -> None:
     """AUROC of finished runs, and each one's paired difference from the first."""
-    from brainfm_lib.findings.judging import compare_runs
+    from brainfm_lib.findings.pairs import compare_runs
 
     for line in compare_runs(names):
         print(line)

@@ -51,7 +51,6 @@ ARMS = {
 }
 OPTIONAL_ARMS = {"lejepa": Arm("lejepa", "LeJEPA")}  # not of the paper: made where asked for by name
 EVERY_ARM = ARMS | OPTIONAL_ARMS
-CONTROL = "random-init"
 LATER = ("lejepa", "sigreg")  # parts of an objective that runs of other arms, some made before, are not identified by
 
 

@@ -18,8 +18,9 @@ from brainfm_lib.figures import style
 from brainfm_lib.figures.training import TERMS
 from brainfm_lib.findings import comparison
 from brainfm_lib.masking import random_mask
-from brainfm_lib.objectives import ARMS, CONTROL, EVERY_ARM, build_model, compute_loss, main_term
+from brainfm_lib.objectives import ARMS, EVERY_ARM, build_model, compute_loss, main_term
 from brainfm_lib.study import Study, causal, dials
+from brainfm_lib.verdict import CONTROL
 from brainfm_lib.words import Words
 
 SEVERAL, MOVING = {"reconstruction_panels"}, {"cutoff_explorer", "slice_explorer"}

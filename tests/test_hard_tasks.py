@@ -7,7 +7,7 @@ import yaml
 
 from brainfm_lib.data.splits import assign_folds, assign_splits
 from brainfm_lib.errors import InputError
-from brainfm_lib.findings.judging import judge
+from brainfm_lib.making.judging import judge
 from brainfm_lib.probes.attentive import AttentiveConfig, attentive_probe
 from brainfm_lib.probes.fewshot import few_shot
 from brainfm_lib.probes.linear import linear_probe, refit_p

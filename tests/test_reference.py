@@ -17,12 +17,14 @@ from filelock import FileLock
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from brainfm_lib import notes, together
+from brainfm_lib import notes
 from brainfm_lib.config import profile_names
 from brainfm_lib.errors import InputError
 from brainfm_lib.findings import comparison
-from brainfm_lib.findings.judging import judge
 from brainfm_lib.findings.learning import curve_tasks, learning_table
+from brainfm_lib.making import together
+from brainfm_lib.making.judging import judge
+from brainfm_lib.making.together import make_together
 from brainfm_lib.models import VisionTransformer3d
 from brainfm_lib.objectives import ARMS
 from brainfm_lib.pretrain.checkpoint import snapshot_steps
@@ -31,7 +33,6 @@ from brainfm_lib.reference import plan as planning
 from brainfm_lib.reference.collect import busy_share
 from brainfm_lib.report import build
 from brainfm_lib.study import Study
-from brainfm_lib.together import make_together
 
 CONDITIONS = {"NC": 0.5, "AD": 0.5}
 MINUTES = 1.7

@@ -11,7 +11,8 @@ import pandas as pd
 
 from brainfm_lib.analysis.spectrum import radial_power
 from brainfm_lib.data.geometry import Geometry
-from brainfm_lib.data.phantom import CONDITIONS, PhantomSpec, dials, ideal_auroc
+from brainfm_lib.data.phantom import CONDITIONS, PhantomSpec, dials
+from brainfm_lib.data.phantom.ideal import ideal_auroc
 
 SUBJECTS = 24  # whose images are made at both ends of a task
 

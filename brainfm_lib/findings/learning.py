@@ -10,7 +10,7 @@ from brainfm_lib.runs import Run
 from brainfm_lib.study import Study
 from brainfm_lib.verdict import CONTROL, METRIC, RAW_VOXELS
 
-CONTROLS = (RAW_VOXELS, CONTROL)
+UNTRAINED = (RAW_VOXELS, CONTROL)
 
 
 def curve_tasks(study: Study) -> list[str]:
@@ -48,7 +48,7 @@ def learning_table(study: Study, *, make: bool = True) -> pd.DataFrame:
                 if run is not None:
                     found.append({"task": task, "arm": arm, "volumes": volumes, **_reached(run)})
         if len({row["volumes"] for row in found}) > 1:  # the finished encoders alone are no curve
-            controls = {arm: (study.run if make else study.optional)(f"probe:{arm}:{task}") for arm in CONTROLS}
+            controls = {arm: (study.run if make else study.optional)(f"probe:{arm}:{task}") for arm in UNTRAINED}
             for arm, run in controls.items():
                 rows += [{"task": task, "arm": arm, "volumes": 0, **_reached(run)}] if run is not None else []
             rows += found

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from brainfm_lib.figures.style import title
-from brainfm_lib.study import causal
-from brainfm_lib.study.dials import DIALS, ordering
+from brainfm_lib.study import causal, dials
+from brainfm_lib.study.dials import ordering
 from brainfm_lib.verdict import CONTROL, RAW_VOXELS
 from brainfm_lib.words import Words
 
@@ -38,13 +38,33 @@ def causal_note(study: Study, test: Run | None) -> Words:
         said = "equals it to the last bit" if r["equal"] else "**differs from it: this comparison is not clean**"
         parts.append(f"- {title(r['arm'])} with the weight 0 and its plain arm: the encoder {said}.")
     parts += [f"- {said}" for said in levels_said(test)]
-    return Words("\n".join(parts) + f"\n\n{causal_units(test)} {_tested(study)}")
+    return Words("\n".join(parts) + f"\n\n{causal_units(test)} {_tested(study)}{_looks_before(study, test)}")
+
+
+def _looks_before(study: Study, test: Run) -> str:
+    """What tests with fewer seeds had said; empty where there are none."""
+    said = []
+    for run in causal.finished(study):
+        slopes = causal.table(run, "slopes")
+        if run.id != test.id:
+            each = (
+                f"{title(r['arm'])} along `{r['dial']}` {r['estimate']:+.2f} [{r['low']:+.2f}, {r['high']:+.2f}], "
+                f"{r['verdict']}"
+                for _, r in slopes[slopes["primary"]].iterrows()
+            )
+            said.append(f"with {slopes['seeds'].iloc[0]} seeds, {' and '.join(each)}")
+    if not said:
+        return ""
+    return (
+        f" The same test was looked at with fewer seeds, from the first on: {'; '.join(said)}. Whoever looks more than "
+        "once finds a difference somewhat more often than the p of the last look says."
+    )
 
 
 def _tested(study: Study) -> str:
     """On how many subjects each setting is tested: all of them where it is cross-validated."""
     counts = set()
-    for dial in DIALS.values():
+    for dial in dials.DIALS.values():
         for table in map(study.task_table, dial.settings):
             held = table[table["split"] == "test"] if "split" in table else table
             counts.add(held["subject_id"].nunique())
@@ -56,7 +76,7 @@ def levels_said(test: Run) -> Iterator[str]:
     """What slopes do not say: whether gains are gains at all, how large, and where arms stand beside the controls."""
     gains, levels = test.table("gains"), test.table("levels")
     for (dial, arm, baseline), rows in gains.groupby(["dial", "arm", "baseline"], sort=False):
-        if DIALS[dial].arm == arm:
+        if dials.DIALS[dial].arm == arm:
             below = int((rows["gain"] < 0).sum())
             yield (
                 f"Whatever its slope, the gain of {title(arm)} over {title(baseline)} along `{dial}` is "

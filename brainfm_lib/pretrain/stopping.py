@@ -6,8 +6,7 @@ import math
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -66,23 +65,6 @@ class Sigterm:
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
         Sigterm.came = True
-
-
-@contextmanager
-def ended_by_sigterm() -> Iterator[None]:
-    """End work in the main thread with a sentence when SIGTERM comes, at any time but where `Sigterm` waits for one."""
-
-    def end(number: int, frame: FrameType | None) -> None:
-        raise Terminated("terminated; the same command goes on from there")
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, end)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def all_stop(asked: bool, step: int, world: int, device: torch.device) -> bool:

@@ -19,10 +19,10 @@ from brainfm_lib.device import NARROW, best_device, device_name
 from brainfm_lib.errors import InputError
 from brainfm_lib.identity import stable_hash, write_atomic
 from brainfm_lib.integrity import file_digest
+from brainfm_lib.making.together import usable_cores
 from brainfm_lib.objectives import ARMS
 from brainfm_lib.reference.rates import measure
 from brainfm_lib.study import Study
-from brainfm_lib.together import usable_cores
 
 LADDER = ("reference", "compact", "quick", "tiny")  # profiles, the largest first: the first that fits is taken
 COMPACT = "compact"  # of the encoders that ship

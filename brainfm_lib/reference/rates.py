@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from threadpoolctl import threadpool_limits
 
-from brainfm_lib.budget import seconds_per_step
 from brainfm_lib.data.phantom.bank import PhantomBank
 from brainfm_lib.device import best_device
+from brainfm_lib.making.budget import seconds_per_step
 from brainfm_lib.memory import free_memory
 from brainfm_lib.objectives import ARMS
 from brainfm_lib.probes.linear import linear_probe

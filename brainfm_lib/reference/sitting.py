@@ -19,7 +19,7 @@ from filelock import FileLock, Timeout
 
 from brainfm_lib.errors import InputError
 from brainfm_lib.identity import write_atomic
-from brainfm_lib.pretrain.stopping import ended_by_sigterm
+from brainfm_lib.termination import ended_by_sigterm
 
 TICK = 5.0  # seconds between two notes of the time spent
 SAMPLED = 500  # milliseconds between two looks at the device

@@ -15,8 +15,8 @@ import torch
 from brainfm_lib.data.phantom.bank import PhantomBank
 from brainfm_lib.device import best_device
 from brainfm_lib.errors import InputError
-from brainfm_lib.findings import comparison
-from brainfm_lib.findings.judging import area
+from brainfm_lib.findings.pairs import area
+from brainfm_lib.making.together import make_together
 from brainfm_lib.pretrain.checkpoint import snapshot_steps
 from brainfm_lib.processes import bound_cores, end_with_parent, given_up_on_error
 from brainfm_lib.reference import plan as planning
@@ -26,8 +26,7 @@ from brainfm_lib.reference.rates import bank_device
 from brainfm_lib.reference.sitting import Clock, alone, sampled, stopped_by_sigterm
 from brainfm_lib.runs import Run
 from brainfm_lib.study import Study
-from brainfm_lib.together import make_together
-from brainfm_lib.verdict import CONTROL, CONTROLS, RAW_VOXELS
+from brainfm_lib.verdict import CONTROL, CONTROLS, NUISANCE, RAW_VOXELS, SHUFFLED
 
 PLAN, SPENT, BUSY = "plan.json", "spent.json", "busy.csv"
 
@@ -221,7 +220,7 @@ def judge(study: Study, arms: Sequence[str], pool: ProcessPoolExecutor, clock: C
             ready = [name for name in wanted if _starts_from(name, arm, change)]
             asked |= {pool.submit(_answer, study.seed, name): name for name in ready}
         if not study.seed and not change:
-            for arm in (comparison.CONTROL, *arms):
+            for arm in (CONTROL, *arms):
                 study.run(f"latents:{arm}")
             for arm in arms:
                 study.run(f"reconstruction:{arm}")
@@ -249,11 +248,11 @@ def looked_into(study: Study) -> list[str]:
 
 def tuned(study: Study, arms: Sequence[str]) -> list[str]:
     """Encoders that are trained further on a task's labels."""
-    return [f"finetune:{arm}:{task}" for task in study.finetune_tasks for arm in (comparison.CONTROL, *arms)]
+    return [f"finetune:{arm}:{task}" for task in study.finetune_tasks for arm in (CONTROL, *arms)]
 
 
 def _waves(study: Study, arms: Sequence[str]) -> Iterator[tuple[str, Sequence[str]]]:
-    yield "", (*arms, *(() if study.seed else (comparison.CONTROL, RAW_VOXELS, comparison.NUISANCE)))
+    yield "", (*arms, *(() if study.seed else (CONTROL, RAW_VOXELS, NUISANCE)))
     if not study.seed:
         for step in snapshot_steps(study.profile.optimiser.steps):
             yield f"@step={step}", arms
@@ -261,7 +260,7 @@ def _waves(study: Study, arms: Sequence[str]) -> Iterator[tuple[str, Sequence[st
 
 def _starts_from(request: str, arm: str, change: str) -> bool:
     plain, mark, changed = request.partition("@")
-    source = comparison.CONTROL if plain.split(":")[1] == comparison.SHUFFLED else plain.split(":")[1]
+    source = CONTROL if plain.split(":")[1] == SHUFFLED else plain.split(":")[1]
     return source == arm and mark + changed == change
 
 

@@ -30,8 +30,8 @@ from brainfm_lib.errors import InputError
 from brainfm_lib.identity import PACKAGE, code_digest, imported_modules, stable_hash, write_atomic
 from brainfm_lib.integrity import file_identity
 
-_CLASSES = ("whole", "requests", "data", "encoders", "evaluation", "tasks")
-STUDY = ("brainfm_lib.study", *(f"brainfm_lib.study.{name}" for name in _CLASSES))  # what `Study` is made of
+_PARTS = ("study", "requests", "data", "encoders", "evaluation", "tasks", "leaks")
+STUDY = ("brainfm_lib.study", *(f"brainfm_lib.study.{name}" for name in _PARTS))  # what `Study` is made of
 # parameters that change a profile's values, and so show in the identity of the runs that they touch: see `Study`
 RUN_PARAMETERS = frozenset(
     ("overrides", "spectral_weight", "spectral_high_pass", "vcr_weight", "mask_ratio", "learning_rate", "steps")

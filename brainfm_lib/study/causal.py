@@ -34,7 +34,8 @@ from brainfm_lib import stats
 from brainfm_lib.errors import InputError
 from brainfm_lib.probes.results import resampled_auroc
 from brainfm_lib.runs import Run, RunConfig
-from brainfm_lib.study.dials import DIALS, measured_dials, settings
+from brainfm_lib.study import dials
+from brainfm_lib.study.dials import measured_dials
 from brainfm_lib.study.structure import look_into, structure_rows
 from brainfm_lib.study.tasks import TaskKinds
 from brainfm_lib.verdict import CONTROL, ORACLE, RAW_VOXELS, REGULARISED
@@ -52,7 +53,7 @@ EXTREME = 1e-3  # an AUROC is taken for no closer than this to 0 or 1, where d' 
 
 def requests(arms: Sequence[str]) -> list[str]:
     """Probes of these arms at every setting."""
-    return [f"probe:{arm}:{setting}" for dial in DIALS.values() for setting in dial.settings for arm in arms]
+    return [f"probe:{arm}:{setting}" for dial in dials.DIALS.values() for setting in dial.settings for arm in arms]
 
 
 def run_causal(study: TaskKinds, seeds: int) -> Iterator[str]:
@@ -77,7 +78,7 @@ def run_causal(study: TaskKinds, seeds: int) -> Iterator[str]:
 def _make_inputs(study: TaskKinds, seeds: int) -> Iterator[str]:
     for request in requests(FIXED):
         yield f"{request:<36} AUROC {_point(study.run(request)):.3f}"
-    for setting, run in look_into(study, settings()).items():
+    for setting, run in look_into(study, dials.all_settings()).items():
         study.run(f"truth:{setting}")
         one = structure_rows({setting: run}).iloc[0]
         yield f"{setting:<16} reliance {one['reliance']:.2f}, dimension {one['dimension']:.1f}"
@@ -91,7 +92,7 @@ def _make_inputs(study: TaskKinds, seeds: int) -> Iterator[str]:
 
 def inputs_of(study: TaskKinds, seeds: int) -> dict[str, RunConfig]:
     """What the test is made from, by request."""
-    names = [*requests(FIXED), *(f"{kind}:{setting}" for kind in LOOKED for setting in settings())]
+    names = [*requests(FIXED), *(f"{kind}:{setting}" for kind in LOOKED for setting in dials.all_settings())]
     found = {name: study.config(name) for name in names}
     for arm, plain in REGULARISED.items():
         found[f"pretrain:{arm}@weight=0"] = study.variant(f"pretrain:{arm}", "weight=0").config(f"pretrain:{arm}")
@@ -111,7 +112,7 @@ def make_causal(study: TaskKinds, seeds: int) -> Callable[[Path], dict[str, Any]
             "gains": gains,
             "slopes": slope_table(gains, resampled),
             "levels": level_table(study, gains),
-            "measured": measured_dials(look_into(study, settings()), DIALS),
+            "measured": measured_dials(look_into(study, dials.all_settings()), dials.DIALS),
             "twins": pd.DataFrame([{"arm": arm, "equal": twins_equal(study, arm)} for arm in REGULARISED]),
         }
         for name, table in tables.items():
@@ -121,14 +122,16 @@ def make_causal(study: TaskKinds, seeds: int) -> Callable[[Path], dict[str, Any]
     return make
 
 
+def finished(study: TaskKinds) -> list[Run]:
+    """The finished tests of this study, that with the most seeds first; nothing is made."""
+    check_study(study)
+    runs = [study.optional(f"causal:{seeds}") for seeds in range(SEEDS, FEWEST - 1, -1)]
+    return [run for run in runs if run is not None]
+
+
 def latest(study: TaskKinds) -> Run | None:
     """The finished test of this study with the most seeds; nothing is made."""
-    check_study(study)
-    for seeds in range(SEEDS, FEWEST - 1, -1):
-        run = study.optional(f"causal:{seeds}")
-        if run is not None:
-            return run
-    return None
+    return next(iter(finished(study)), None)
 
 
 def table(test: Run | None, name: str) -> pd.DataFrame:
@@ -146,9 +149,9 @@ def measured(study: TaskKinds, test: Run | None) -> pd.DataFrame:
         study: On the dials; nothing is made.
         test: From `latest`.
     """
-    runs = {setting: study.optional(f"bands:{RAW_VOXELS}:{setting}") for setting in settings()}
+    runs = {setting: study.optional(f"bands:{RAW_VOXELS}:{setting}") for setting in dials.all_settings()}
     there = {setting: run for setting, run in runs.items() if run is not None}
-    return measured_dials(there, DIALS) if len(there) == len(runs) else table(test, "measured")
+    return measured_dials(there, dials.DIALS) if len(there) == len(runs) else table(test, "measured")
 
 
 def check_study(study: TaskKinds) -> None:
@@ -157,7 +160,7 @@ def check_study(study: TaskKinds) -> None:
     Raises:
         InputError: A setting is missing.
     """
-    missing = [setting for setting in settings() if setting not in study.tasks]
+    missing = [setting for setting in dials.all_settings() if setting not in study.tasks]
     if missing:
         raise InputError(f"The manifest has no task {missing[0]!r}: the causal test is made on {MANIFEST}.")
 
@@ -185,7 +188,7 @@ def gain_table(
         (dial, arm) the slopes averaged over seeds under `draws` resamples of the test subjects.
     """
     rows, resampled = [], {}
-    for name, dial in DIALS.items():
+    for name, dial in dials.DIALS.items():
         centred = np.asarray(dial.positions) - np.mean(dial.positions)
         weights = centred / np.square(centred).sum()
         for arm, baseline in REGULARISED.items():
@@ -228,7 +231,7 @@ def level_table(study: TaskKinds, gains: pd.DataFrame) -> pd.DataFrame:
     """
     rows = []
     pairs = (("arm", "auroc"), ("baseline", "auroc_baseline"))
-    for name, dial in DIALS.items():
+    for name, dial in dials.DIALS.items():
         for setting, position, value in zip(dial.settings, dial.positions, dial.values, strict=True):
             truth = study.run(f"truth:{setting}")
             reached = {arm: _point(study.run(f"probe:{arm}:{setting}")) for arm in FIXED}
@@ -252,7 +255,7 @@ def slope_table(gains: pd.DataFrame, resampled: Mapping[tuple[str, str], np.ndar
         slope that would have been found with probability 0.8), verdict (supported, refuted or open; "" for controls).
     """
     rows = []
-    for name, dial in DIALS.items():
+    for name, dial in dials.DIALS.items():
         for arm, baseline in REGULARISED.items():
             part = gains[(gains["dial"] == name) & (gains["arm"] == arm)]
             wide = part.pivot(index="position", columns="seed", values="gain")

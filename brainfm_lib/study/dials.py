@@ -55,7 +55,7 @@ DIALS = {
 }
 
 
-def settings() -> list[str]:
+def all_settings() -> list[str]:
     """All settings, dial by dial."""
     return [setting for dial in DIALS.values() for setting in dial.settings]
 

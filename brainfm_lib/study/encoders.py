@@ -20,7 +20,7 @@ PROGRESS = 4  # a curve over training asks this much fewer held-out volumes than
 
 
 class EncoderKinds(Requests, ABC):
-    """Requests `pretrain:arm`, `reconstruction:arm`, `progress:arm` and `latents:arm`."""
+    """Requests `pretrain:arm`, `reconstruction:arm`, `progress:arm` and `latents:arm`, of any encoder that is there."""
 
     @cached_property
     def own(self) -> dict[str, EncoderSettings]:
@@ -64,14 +64,14 @@ class EncoderKinds(Requests, ABC):
     def _is_function(self, arm: str) -> bool:
         return arm in self.own and self.own[arm].kind == "python"
 
-    def _import_config(self, name: str) -> RunConfig:
+    def _configure_import(self, name: str) -> RunConfig:
         if self._is_function(name):
             raise InputError(f"The encoder {name!r} is a function: it gives features and has no weights to train.")
         own = self.own[name]
         settings = {"kind": own.kind, "heads": own.heads, "grid": own.grid} if own.kind == "monai" else {}
         return RunConfig("import", settings, {"weights": self._digest_of(name)}, code=("brainfm_lib.external",))
 
-    def _import_make(self, name: str) -> Callable[[Path], Any]:
+    def _bring_in(self, name: str) -> Callable[[Path], Any]:
         unchanged = partial(check_unchanged, self.own[name], self.manifest, self._digest_of(name))
         return make_import(self.own[name], self.manifest.resolve(self.own[name].path), unchanged)
 
@@ -93,16 +93,16 @@ class EncoderKinds(Requests, ABC):
 
     def _pretrain_config(self, arm: str) -> RunConfig:
         if arm in self.own:
-            return self._import_config(arm)
+            return self._configure_import(arm)
         if arm == CONTROL:
             settings: dict[str, Any] = {"encoder": dataclasses.asdict(self.profile.encoder), "seed": self.seed}
             return RunConfig("init", settings, code=("brainfm_lib.pretrain.config",))
         if self.after is not None:
-            whole = {"training": self._trained_config(arm)}
+            whole = {"training": self._configure_training(arm)}
             return RunConfig("snapshot", {"step": self.after}, inputs=whole, code=("brainfm_lib.pretrain.snapshot",))
-        return self._trained_config(arm)
+        return self._configure_training(arm)
 
-    def _trained_config(self, arm: str) -> RunConfig:
+    def _configure_training(self, arm: str) -> RunConfig:
         config = self.profile.pretraining(arm, self.seed)
         settings = dataclasses.asdict(config)
         for part in (part for part in LATER if settings["objective"][part] is None):
@@ -114,7 +114,7 @@ class EncoderKinds(Requests, ABC):
 
     def _pretrain_make(self, arm: str, **making: Any) -> Callable[[Path], Any]:
         if arm in self.own:
-            return self._import_make(arm)
+            return self._bring_in(arm)
         if arm == CONTROL:
             from brainfm_lib.pretrain.config import initial_model
 
@@ -123,11 +123,11 @@ class EncoderKinds(Requests, ABC):
         if self.after is not None:
             from brainfm_lib.pretrain.snapshot import make_snapshot
 
-            trained = ensure(dataclasses.replace(self._trained_config(arm), anew=self.retrain), self._trained_make(arm))
+            trained = ensure(dataclasses.replace(self._configure_training(arm), anew=self.retrain), self._train(arm))
             return make_snapshot(self.profile.pretraining(arm, self.seed), trained.path, self.after)
-        return self._trained_make(arm, **making)
+        return self._train(arm, **making)
 
-    def _trained_make(self, arm: str, **making: Any) -> Callable[[Path], Any]:
+    def _train(self, arm: str, **making: Any) -> Callable[[Path], Any]:
         from brainfm_lib.pretrain.loop import make_pretrain
 
         return make_pretrain(

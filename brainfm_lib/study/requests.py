@@ -2,7 +2,7 @@
 
 A request is ``kind:arm`` or ``kind:arm:what``, for instance ``pretrain:mae`` or ``probe:sl-mae:ad``. It becomes a
 configuration, from which the run's identity follows without making anything; the run is made when it is asked for.
-What kinds there are is told by methods ``_<kind>_config`` and ``_<kind>_make`` of the classes above this one.
+What kinds there are is told by methods ``_<kind>_config`` and ``_<kind>_make`` of the subclasses.
 """
 
 import copy
@@ -10,6 +10,7 @@ import dataclasses
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
@@ -31,29 +32,36 @@ def arm_of(request: str, change: str) -> str:
     return "" if change.partition("=")[0] in OF_ALL_ARMS else request.split(":")[1]
 
 
+@dataclass(frozen=True)
+class Opening:
+    """What a study is opened with, see `Study`: with the same, another process opens the same study."""
+
+    profile: str
+    manifest: str
+    seed: int
+    objective: str
+    overrides: Mapping[str, Any]
+    cpu: bool
+    compile: bool
+    recompute: bool
+    allow_leak: bool
+    retrain: bool
+
+
 class Requests(StudyData, ABC):
     """What can be asked of a study, whatever kinds of run it knows.
 
     Args:
-        manifest, profile, progress, allow_leak: As in `StudyData`.
-        made_of: What `Study` takes to make this very study again.
+        manifest, profile, progress: As in `StudyData`.
+        made_of: What the study is opened with.
     """
 
-    def __init__(
-        self,
-        manifest: Manifest,
-        profile: Profile,
-        made_of: Mapping[str, Any],
-        *,
-        progress: bool = True,
-        allow_leak: bool = False,
-    ) -> None:
-        super().__init__(manifest, profile, progress=progress, allow_leak=allow_leak)
-        self.made_of = dict(made_of)
-        self.profile_name, self.seed = str(made_of["profile"]), int(made_of["seed"])
-        self.arms: tuple[str, ...] = tuple(ARMS) if made_of["objective"] == "all" else (made_of["objective"],)
-        self.cpu, self.retrain = bool(made_of["cpu"]), bool(made_of["retrain"])
-        self.compile, self.recompute = bool(made_of["compile"]), bool(made_of["recompute"])
+    def __init__(self, manifest: Manifest, profile: Profile, made_of: Opening, *, progress: bool = True) -> None:
+        super().__init__(manifest, profile, progress=progress, allow_leak=made_of.allow_leak)
+        self.made_of, self.profile_name, self.seed = made_of, made_of.profile, made_of.seed
+        self.arms: tuple[str, ...] = tuple(ARMS) if made_of.objective == "all" else (made_of.objective,)
+        self.cpu, self.compile, self.recompute = made_of.cpu, made_of.compile, made_of.recompute
+        self.retrain = made_of.retrain
         self.travels = True  # another process can make this very study of `made_of`; not most variants
         self.after: int | None = None  # steps after which trained encoders are looked at; None: all
         self.used: dict[str, Run] = {}
@@ -161,8 +169,7 @@ class Requests(StudyData, ABC):
     def _varied(self, request: str, change: str) -> Self:
         name, _, value = change.partition("=")
         if name == "profile":
-            made_of: dict[str, Any] = {**self.made_of, "profile": value, "overrides": {}}
-            return type(self)(**made_of, progress=self.progress)
+            return self._opened(dataclasses.replace(self.made_of, profile=value, overrides={}))
         arm = arm_of(request, change)
         other = copy.copy(self)  # cohorts, splits and what leaks do not depend on it
         other._configs, other._variants, other.used, other._asked = {}, {}, {}, []
@@ -170,7 +177,7 @@ class Requests(StudyData, ABC):
         try:
             if name == "seed":
                 other.seed = int(value)
-                other.made_of = {**self.made_of, "seed": other.seed}
+                other.made_of = dataclasses.replace(self.made_of, seed=other.seed)
             elif name == "step":
                 other.after = int(value)
             elif name == "lr":
@@ -192,6 +199,10 @@ class Requests(StudyData, ABC):
                 "profile=quick."
             ) from error
         return other
+
+    @abstractmethod
+    def _opened(self, made_of: Opening) -> Self:
+        """A study that is opened with something else."""
 
     @abstractmethod
     def _study_id(self) -> str:

@@ -12,12 +12,12 @@ from filelock import FileLock, Timeout
 
 from brainfm_lib.errors import InputError
 from brainfm_lib.paths import project_root
-from brainfm_lib.pretrain.stopping import ended_by_sigterm
 from brainfm_lib.report.build import SWEPT, SWEPT_ABOUT, about_sweep
 from brainfm_lib.sweep.cells import UNMADE, Done, Outcome
 from brainfm_lib.sweep.collect import forget_results, notebook_of, write_about, write_results
 from brainfm_lib.sweep.plan import LISTED, Cell, Sweep, choose, load_sweep
 from brainfm_lib.sweep.pool import Line, run_cells
+from brainfm_lib.termination import ended_by_sigterm
 
 EXECUTORS = ("local", "slurm", "submitit-local")
 

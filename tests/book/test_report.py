@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from brainfm_lib.errors import InputError
+from brainfm_lib.identity import module_file
 from brainfm_lib.report import build
 from tests.book import toy
 
@@ -119,6 +120,14 @@ def test_run_parameters_are_those_of_the_study() -> None:
     from brainfm_lib.study import FLAT_NAMES
 
     assert {"overrides", *FLAT_NAMES} == build.RUN_PARAMETERS
+
+
+def test_all_that_a_study_is_made_of_counts_for_pages() -> None:
+    from brainfm_lib.study import Study
+
+    modules = {base.__module__ for base in Study.__mro__}
+    assert {name for name in modules if name.startswith("brainfm_lib.")} <= set(build.STUDY)
+    assert all(module_file(name) for name in build.STUDY)
 
 
 def test_drawing_code_counts_and_code_behind_the_study_does_not(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,9 +12,10 @@ from brainfm_lib.analysis.spectrum import radial_power
 from brainfm_lib.data.cohort import describe_cohort
 from brainfm_lib.data.geometry import Geometry
 from brainfm_lib.data.manifest import load_manifest
-from brainfm_lib.data.phantom import CONDITIONS, PhantomSpec, describe, dials, ideal_auroc, render
+from brainfm_lib.data.phantom import CONDITIONS, PhantomSpec, describe, dials, render
 from brainfm_lib.data.phantom.deform import exponentiate, jacobian_determinant, random_velocity
 from brainfm_lib.data.phantom.draws import draw
+from brainfm_lib.data.phantom.ideal import ideal_auroc
 from brainfm_lib.data.phantom.rendering import render_draws, single_threaded
 from brainfm_lib.errors import InputError
 from brainfm_lib.stats import auroc

@@ -111,8 +111,8 @@ def test_prepare_pretrain_features_and_probe_survive_kills(undisturbed: tuple[Pa
 # two arms side by side in processes of their own, however little there is to train
 BESIDE = """\
 import sys
-from brainfm_lib import together
-from brainfm_lib.findings import judging
+from brainfm_lib.making import together
+from brainfm_lib.making import judging
 from brainfm_lib.study import Study
 if __name__ == "__main__":
     together.WORTH, together.SUBJECTS, together.usable_cores = 0.0, 0, lambda: 2

@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from brainfm_lib import notes, tables
 from brainfm_lib.errors import InputError
 from brainfm_lib.findings import comparison, matching, repetition
-from brainfm_lib.findings.judging import judge, to_be_made
+from brainfm_lib.making.judging import judge, to_be_made
 from brainfm_lib.models import VisionTransformer3d
 from brainfm_lib.models.baselines import small_resnet
 from brainfm_lib.objectives import ARMS, build_model, compute_loss

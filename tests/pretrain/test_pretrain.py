@@ -14,13 +14,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from brainfm_lib.budget import seconds_per_step
 from brainfm_lib.data.batches import batch_rows
 from brainfm_lib.data.geometry import Geometry
 from brainfm_lib.errors import InputError
 from brainfm_lib.losses.sigreg import SigregConfig
 from brainfm_lib.losses.spectral import SpectralConfig
 from brainfm_lib.losses.vcr import VcrConfig
+from brainfm_lib.making.budget import seconds_per_step
 from brainfm_lib.masking import MaskConfig
 from brainfm_lib.models import JepaConfig, LejepaConfig, MaeConfig, VisionTransformer3d, VisionTransformerConfig
 from brainfm_lib.objectives import EVERY_ARM, objective_config

@@ -47,7 +47,6 @@ def test_several_processes_ask_each_other_now_and_then(monkeypatch):
     cpu = torch.device("cpu")
     assert all_stop(True, 3, 1, cpu) and not all_stop(False, 3, 1, cpu)
     assert not all_stop(True, 3, 2, cpu)  # not now
-    monkeypatch.setattr(
-        "brainfm_lib.pretrain.stopping.sum_over_ranks", lambda value: value + 1
-    )  # another one was asked
+    another = lambda value: value + 1  # noqa: E731 - another one was asked
+    monkeypatch.setattr("brainfm_lib.pretrain.stopping.sum_over_ranks", another)
     assert all_stop(False, 8, 2, cpu)

@@ -33,7 +33,7 @@ def made(tmp_path_factory):
         for name in ("RUNS", "STORE"):
             patch.setenv(f"BRAINFM_{name}", str(tmp_path_factory.mktemp(name.lower())))
         shortened = {name: ends(dial) for name, dial in dials.DIALS.items()}
-        for module in (dials, causal, advise):
+        for module in (dials, advise):
             patch.setattr(module, "DIALS", shortened)
         study = Study("tiny", causal.MANIFEST, overrides=SMALL, progress=False)
         lines = list(causal.run_causal(study, 3))
@@ -84,6 +84,24 @@ def test_the_page_says_what_came_out(made) -> None:
     assert levels["ideal"].between(0.92, 0.922).all()
     measured = causal.measured(study, test)
     assert set(ordering(measured)) <= {"frequency", "dimension"} and "Spearman" in notes.ordering_note(measured).data
+
+
+def test_the_page_says_that_it_was_looked_at_before(made) -> None:
+    """With four seeds after three: both are named, and what the first look had said."""
+    study, _ = made
+    first = causal.latest(study)
+    assert "looked at" not in notes.causal_note(study, first).data
+    for request in causal.requests(causal.PAIRED):
+        study.variant(request, "paired=3").run(request)
+    run = study.run("causal:4")
+    try:
+        assert causal.latest(study).id == run.id and len(causal.finished(study)) == 2
+        said = notes.causal_note(study, run).data.split("looked at with fewer seeds")[1]
+        row = first.table("slopes").query("primary and arm == 'sl-mae'").iloc[0]
+        assert f"with 3 seeds, SL-MAE along `frequency` {row['estimate']:+.2f}" in said and row["verdict"] in said
+        assert "with 4 seeds" not in said
+    finally:
+        shutil.rmtree(run.path)  # other tests read the first
 
 
 def test_a_test_is_found_where_it_was_shipped(made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

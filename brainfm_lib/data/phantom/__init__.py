@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 from brainfm_lib.data.phantom.cohort import PhantomSpec, describe
 from brainfm_lib.data.phantom.conditions import CONDITIONS
-from brainfm_lib.data.phantom.ideal import ideal_auroc
 
 if TYPE_CHECKING:
     import pandas
@@ -18,7 +17,7 @@ if TYPE_CHECKING:
 
     from brainfm_lib.data.geometry import Geometry
 
-__all__ = ["CONDITIONS", "PhantomSpec", "describe", "ideal_auroc", "render"]
+__all__ = ["CONDITIONS", "PhantomSpec", "describe", "render"]
 
 
 def render(

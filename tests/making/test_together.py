@@ -6,14 +6,14 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from brainfm_lib import together
 from brainfm_lib.errors import InputError
-from brainfm_lib.findings import judging
+from brainfm_lib.making import judging, together
 from brainfm_lib.study import Study
 from tests.book import toy
 from tests.test_cli import folders
@@ -74,7 +74,7 @@ def test_a_refusal_and_a_death_are_left_to_the_caller_and_stop_nobody_else(
     assert study.identify("optional:pretrain:mae") != "absent" and not multiprocessing.active_children()
     with pytest.raises(InputError, match="nowhere"):
         study.run("probe:mae:nowhere")
-    study.made_of = {**study.made_of, "overrides": {**SMALL, "optimiser.lr": "none"}}  # no helper can open this study
+    study.made_of = replace(study.made_of, overrides={**SMALL, "optimiser.lr": "none"})  # no helper can open this study
     together.make_together(study, [["pretrain:jepa"], ["pretrain:sl-mae"]])
     assert study.identify("optional:pretrain:jepa") == "absent" and not multiprocessing.active_children()
     assert "2 runs are made one by one" in capfd.readouterr().err
@@ -118,7 +118,7 @@ def test_every_request_of_the_comparison_is_in_one_chain() -> None:
 
 LONG = """
 import signal
-from brainfm_lib import launch, together
+from brainfm_lib.making import launch, together
 from brainfm_lib.study import Study
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs are born without

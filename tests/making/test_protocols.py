@@ -10,7 +10,8 @@ import yaml
 from brainfm_lib import notes
 from brainfm_lib.errors import InputError
 from brainfm_lib.findings import comparison
-from brainfm_lib.findings.judging import compare_runs, judge
+from brainfm_lib.findings.pairs import compare_runs
+from brainfm_lib.making.judging import judge
 from brainfm_lib.probes.fewshot import _subjects_of_classes, few_shot
 from brainfm_lib.probes.neighbours import knn_probe
 from brainfm_lib.probes.results import evaluate, with_shuffled_labels

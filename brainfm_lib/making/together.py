@@ -70,7 +70,7 @@ def make_together(study: Study, chains: Iterable[Sequence[str]], *, anyway: bool
     told: Any = context.Queue()
     for chain in [*wanted, *[None] * count]:
         tasks.put(chain)
-    work = (os.getpid(), study.made_of, max(cores // count, 1), tasks, told)
+    work = (os.getpid(), vars(study.made_of), max(cores // count, 1), tasks, told)
     helpers: list[BaseProcess] = [context.Process(target=_work, args=work, daemon=True) for _ in range(count)]
     try:
         for helper in helpers:

@@ -6,14 +6,14 @@ many others.
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from brainfm_lib.config import load_profile
 from brainfm_lib.data.manifest import load_manifest
 from brainfm_lib.errors import InputError
 from brainfm_lib.objectives import EVERY_ARM
 from brainfm_lib.runs import RunConfig
-from brainfm_lib.study.causal import inputs_of, make_causal
+from brainfm_lib.study.requests import Opening
 from brainfm_lib.study.tasks import TaskKinds
 from brainfm_lib.study.trials import make_trials, trials_config
 from brainfm_lib.verdict import CONTROL
@@ -73,17 +73,32 @@ class Study(TaskKinds):
         self.overrides = {**(overrides or {}), **given}
         settings = load_profile(profile, self.overrides)
         opened = load_manifest(manifest)
-        made_of = {"profile": profile, "manifest": str(opened.path), "seed": seed, "objective": objective}
-        made_of |= {"overrides": self.overrides, "cpu": cpu, "compile": compile, "recompute": recompute}
-        made_of |= {"allow_leak": allow_leak, "retrain": retrain}
-        super().__init__(opened, settings, made_of, progress=progress, allow_leak=allow_leak)
+        made_of = Opening(
+            profile=profile,
+            manifest=str(opened.path),
+            seed=int(seed),
+            objective=objective,
+            overrides=self.overrides,
+            cpu=cpu,
+            compile=compile,
+            recompute=recompute,
+            allow_leak=allow_leak,
+            retrain=retrain,
+        )
+        super().__init__(opened, settings, made_of, progress=progress)
+
+    def _opened(self, made_of: Opening) -> Self:
+        return type(self)(**vars(made_of), progress=self.progress)
 
     def _causal_config(self, seeds: str) -> RunConfig:
-        return RunConfig(
-            "causal", {"seeds": int(seeds)}, inputs=inputs_of(self, int(seeds)), code=("brainfm_lib.study.causal",)
-        )
+        from brainfm_lib.study.causal import inputs_of
+
+        inputs = inputs_of(self, int(seeds))
+        return RunConfig("causal", {"seeds": int(seeds)}, inputs=inputs, code=("brainfm_lib.study.causal",))
 
     def _causal_make(self, seeds: str) -> Callable[[Path], Any]:
+        from brainfm_lib.study.causal import make_causal
+
         return make_causal(self, int(seeds))
 
     def _trials_config(self) -> RunConfig:

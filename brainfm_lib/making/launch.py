@@ -14,9 +14,9 @@ from typing import Any
 import torch.distributed as distributed
 
 from brainfm_lib.device import fixed_threads
+from brainfm_lib.making.together import make_together
 from brainfm_lib.pretrain.loop import Trainer
 from brainfm_lib.study import Study
-from brainfm_lib.together import make_together
 
 PATIENCE = timedelta(hours=24)  # how long the others wait while the first process prepares volumes
 

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from brainfm_lib.device import faster_precision
 from tests.pretrain.test_pretrain import VARIANTS, assert_equal_gradients, gradients_of_one_step
 
-HERE = Path(__file__).parent
+ROOT = Path(__file__).parents[2]
 
 
 def in_two_processes(script: str, *arguments: str) -> None:
@@ -43,7 +43,7 @@ def in_two_processes(script: str, *arguments: str) -> None:
 def two_process_gradients(tmp_path_factory):
     folder = tmp_path_factory.mktemp("two")
     script = textwrap.dedent(f"""
-        import dataclasses, os, sys; sys.path.insert(0, {str(HERE.parent)!r})
+        import dataclasses, os, sys; sys.path.insert(0, {str(ROOT)!r})
         from pathlib import Path
         from safetensors.torch import save_file
         from tests.pretrain.test_pretrain import VARIANTS, gradients_of_one_step

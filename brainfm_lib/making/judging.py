@@ -1,4 +1,4 @@
-"""Probes from the command line: a study's encoders judged one after the other, and finished runs held together."""
+"""Encoders judged one after the other: what `brainfm probe` makes and says, and what the page on probes asks for."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -6,14 +6,13 @@ from pathlib import Path
 import pandas as pd
 
 from brainfm_lib.errors import InputError
-from brainfm_lib.findings.comparison import compare
 from brainfm_lib.findings.learning import curve_requests, curve_tasks
+from brainfm_lib.findings.pairs import area
 from brainfm_lib.identity import write_atomic
+from brainfm_lib.making.together import make_together
 from brainfm_lib.pretrain.snapshot import NothingKept
-from brainfm_lib.runs import Run, get_run
 from brainfm_lib.study import Study
-from brainfm_lib.together import make_together
-from brainfm_lib.verdict import CNN, CONTROL, METRIC, SHUFFLED
+from brainfm_lib.verdict import CNN, CONTROL, SHUFFLED
 
 KINDS = {
     "linear": "probe",
@@ -45,50 +44,19 @@ def judge(study: Study, protocol: str, tasks: Sequence[str] | None = None, table
     for task in tasks or ():
         study.task_table(task)  # says which tasks there are
     study.refuse_leaks(tasks)
-    kind, found = KINDS[protocol], []
+    found: list[pd.DataFrame] = []
     wanted = tasks or (curve_tasks(study) if protocol == "curve" else study.tasks)
     for task in study.tasks:
         if not tasks and task not in wanted:
             yield f"{task:<16} left out: it is cross-validated, and each point of a curve takes all its fits: name it"
     make_together(study, _chains_of(study, protocol, wanted))
     for task in wanted:
-        for arm in asked_of(study, protocol):
-            names = {
-                "arm": arm,
-                "task": task,
-                "seed": study.seed,
-                "protocol": protocol,
-                "leak": study.leaks_of(arm, task),
-            }
-            if protocol == "curve":
-                for volumes, request in curve_requests(study, arm, task).items():
-                    try:
-                        run = study.run(request)
-                    except NothingKept as error:
-                        yield f"{task:<16} {arm:<14} left out: {error}"
-                        continue
-                    found.append(run.table("results").assign(**names, volumes=volumes, run=run.id))
-                    yield f"{task:<16} {arm:<14} after {volumes:>9,} volumes {area(run)}  {run.id}"
-                continue
-            try:
-                run = study.run(f"{kind}:{arm}:{task}")
-            except InputError as error:
-                if tasks:  # asked for by name
-                    raise
-                yield f"{task:<16} left out: {error}"
-                break
-            if kind == "resplit":
-                splits = run.table("splits").assign(**names, run=run.id)
-                found.append(splits)
-                mean, spread = splits["auroc"].mean(), splits["auroc"].std()
-                yield f"{task:<16} {arm:<14} AUROC {mean:.3f} over {len(splits)} splits, sd {spread:.3f}  {run.id}"
-            elif kind == "fewshot":
-                draws = run.table("draws").assign(**names, run=run.id)
-                found.append(draws)
-                said = ", ".join(f"{n}: {group.mean():.3f}" for n, group in draws.groupby("shots")["auroc"])
-                yield f"{task:<16} {arm:<14} AUROC by subjects a class {said}  {run.id}"
-            else:
-                yield f"{task:<16} {arm:<14} {area(run)}  {run.id}"
+        try:
+            yield from _judged(study, protocol, task, found)
+        except InputError as error:
+            if tasks:  # asked for by name
+                raise
+            yield f"{task:<16} left out: {error}"
     if table is not None:
         rows = pd.concat(found, ignore_index=True) if found else study.results(folds=True)
         with write_atomic(table) as temporary:
@@ -97,6 +65,36 @@ def judge(study: Study, protocol: str, tasks: Sequence[str] | None = None, table
             else:
                 rows.to_csv(temporary, index=False)
         yield f"table: {table}"
+
+
+def _judged(study: Study, protocol: str, task: str, found: list[pd.DataFrame]) -> Iterator[str]:
+    """A line a run; tables that `Study.results` does not hold are added to `found`."""
+    kind = KINDS[protocol]
+    for arm in asked_of(study, protocol):
+        names = {"arm": arm, "task": task, "seed": study.seed, "protocol": protocol, "leak": study.leaks_of(arm, task)}
+        points = curve_requests(study, arm, task) if protocol == "curve" else {0: f"{kind}:{arm}:{task}"}
+        for volumes, request in points.items():
+            try:
+                run = study.run(request)
+            except NothingKept as error:
+                yield f"{task:<16} {arm:<14} left out: {error}"
+                continue
+            if protocol == "curve":
+                found.append(run.table("results").assign(**names, volumes=volumes, run=run.id))
+                said = f"after {volumes:>9,} volumes {area(run)}"
+            elif kind == "resplit":
+                splits = run.table("splits").assign(**names, run=run.id)
+                found.append(splits)
+                mean, spread = splits["auroc"].mean(), splits["auroc"].std()
+                said = f"AUROC {mean:.3f} over {len(splits)} splits, sd {spread:.3f}"
+            elif kind == "fewshot":
+                draws = run.table("draws").assign(**names, run=run.id)
+                found.append(draws)
+                means = (f"{n}: {group.mean():.3f}" for n, group in draws.groupby("shots")["auroc"])
+                said = f"AUROC by subjects a class {', '.join(means)}"
+            else:
+                said = area(run)
+            yield f"{task:<16} {arm:<14} {said}  {run.id}"
 
 
 def _chains_of(study: Study, protocol: str, tasks: Sequence[str]) -> list[list[str]]:
@@ -151,44 +149,3 @@ def asked_of(study: Study, protocol: str) -> tuple[str, ...]:
     if protocol == "curve":
         return study.trained_arms
     return study.encoders if protocol == "attentive" else study.compared
-
-
-def compare_runs(names: Sequence[str]) -> Iterator[str]:
-    """AUROC of runs of one task, and each one's difference from the first on the same held-out scans.
-
-    Args:
-        names: Identifiers of runs, or their beginnings.
-
-    Raises:
-        InputError: Fewer than two runs, a run that holds no predictions, or runs that held out different scans.
-    """
-    runs = [get_run(name) for name in names]
-    if len(runs) < 2:
-        raise InputError("Give at least two runs to compare.")
-    for run in runs:
-        if not (run.path / "predictions.parquet").is_file():
-            raise InputError(f"{run.id} holds no predictions: give runs of probes or of fine-tuning.")
-    first = _scans(runs[0])
-    for run in runs[1:]:
-        if not _scans(run).equals(first):
-            raise InputError(
-                f"{run.id} and {runs[0].id} held out different scans or labels, or name them by "
-                "pseudonyms of two keys (BRAINFM_KEY): they cannot be paired."
-            )
-    yield f"{runs[0].id:<28} {area(runs[0])}"
-    for run in runs[1:]:
-        d = compare(run, runs[0])
-        difference = f"difference {d.estimate:+.3f} [{d.low:+.3f}, {d.high:+.3f}], p = {d.p:.4f}"
-        yield f"{run.id:<28} {area(run)}  {difference}"
-
-
-def area(run: Run) -> str:
-    """AUROC and its interval, as a line of the terminal says it."""
-    row = run.table("results").set_index("metric").loc[METRIC]
-    return f"AUROC {row['estimate']:.3f} [{row['low']:.3f}, {row['high']:.3f}]"
-
-
-def _scans(run: Run) -> pd.DataFrame:
-    table = run.table("predictions")
-    kept = [name for name in ("scan_uid", "label", "fold") if name in table]
-    return table[kept].sort_values("scan_uid", ignore_index=True)
