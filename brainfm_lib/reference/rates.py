@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from threadpoolctl import threadpool_limits
 
-from brainfm_lib.data.phantom.bank import PhantomBank
+from brainfm_lib.data.bank import PhantomBank
 from brainfm_lib.device import best_device
 from brainfm_lib.making.budget import seconds_per_step
 from brainfm_lib.memory import free_memory

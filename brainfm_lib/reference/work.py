@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from brainfm_lib.data.phantom.bank import PhantomBank
+from brainfm_lib.data.bank import PhantomBank
 from brainfm_lib.device import best_device
 from brainfm_lib.errors import InputError
 from brainfm_lib.findings.pairs import area

@@ -20,7 +20,7 @@ from brainfm_lib.errors import InputError
 from brainfm_lib.identity import stable_hash
 
 if TYPE_CHECKING:
-    from brainfm_lib.data.phantom.bank import PhantomBank
+    from brainfm_lib.data.bank import PhantomBank
 
 Found = TypeVar("Found")
 HELDOUT_SHARE = 0.1

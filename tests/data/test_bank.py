@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from brainfm_lib.data.bank import PhantomBank
 from brainfm_lib.data.batches import Batches
 from brainfm_lib.data.geometry import Geometry
-from brainfm_lib.data.phantom.bank import PhantomBank
 from brainfm_lib.data.store import VolumeSet, open_volumes
 from brainfm_lib.errors import InputError
 from brainfm_lib.features import extract
