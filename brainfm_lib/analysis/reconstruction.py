@@ -1,9 +1,10 @@
 """How well an arm fills in what it does not see, against predictors that know nothing but position and neighbours."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import pandas as pd
@@ -132,6 +133,86 @@ def _inside(volumes: Tensor, kept: Tensor, patch: int) -> Tensor:
     return unpatchify(scatter(blank, index, gather(tokens, index)), patch_grid(volumes.shape, patch), patch)
 
 
+@dataclass(frozen=True)
+class _Scene:
+    """Volumes as models see them, z-scored, and masks under which every kept token of them is hidden at least once.
+
+    Attributes:
+        train, heldout: (·, 1, D, H, W).
+        brain: (M, 1, D, H, W) whether a voxel of `heldout` counts.
+        kept: (1, K) tokens that are not dropped as air.
+        masks: Of batch 1; their visible sets partition the kept tokens.
+        grid, patch: Patch grid, and patch size in voxels.
+    """
+
+    train: Tensor
+    heldout: Tensor
+    brain: Tensor
+    kept: Tensor
+    masks: list[Mask]
+    grid: tuple[int, int, int]
+    patch: int
+
+    @classmethod
+    def of(cls, config: PretrainConfig, data: ReconstructionData, device: torch.device) -> Self:
+        patch = config.objective.encoder.patch_size
+        train, heldout = (zscore(torch.from_numpy(v).unsqueeze(1).to(device)) for v in (data.train, data.heldout))
+        brain = torch.from_numpy(data.heldout > 0).unsqueeze(1).to(device)
+        grid = patch_grid(heldout.shape, patch)
+        kept = torch.arange(math.prod(grid), device=device).unsqueeze(0)
+        if config.mask.budget < 1:  # air dropped in training is dropped here
+            kept = foreground_tokens(brain.float(), patch, config.mask.budget, shared=True)
+        masks = partition_masks(kept.shape[1], config.mask.ratio, generator=stream("cpu", config.seed, "partition"))
+        masks = [Mask(*(index.to(device) for index in mask.among(kept.cpu()))) for mask in masks]
+        return cls(train, heldout, brain, kept, masks, grid, patch)
+
+    def volumes(self, tokens: Tensor) -> Tensor:
+        """(M, N, P³) as volumes."""
+        return unpatchify(tokens, self.grid, self.patch)
+
+
+class _Predictor:
+    """What a model fills in; of JEPA, voxels are read off its latents, and errors of these are added up in `latent`."""
+
+    def __init__(self, model: MaskedAutoencoder | Jepa, config: PretrainConfig, scene: _Scene, batch_size: int) -> None:
+        self.model, self.scene, self.batch_size = model, scene, batch_size
+        self.normalised = config.objective.mae is not None and config.objective.mae.normalise_patches
+        self.latent = torch.zeros(2, len(scene.heldout), device=scene.heldout.device)  # model, mean of the position
+        if isinstance(model, Jepa):
+            with autocast(scene.heldout.device):
+                self.readout = fit_readout(model, scene.train, scene.kept, batch_size)
+                self.mean = _latent_mean(model, scene.train, scene.kept, math.prod(scene.grid), batch_size)
+
+    def __call__(self, mask: Mask) -> Tensor:
+        """Patches (M, H, P³) at the hidden positions of a mask of batch 1."""
+        starts = range(0, len(self.scene.heldout), self.batch_size)
+        return torch.cat([self._part(mask, slice(start, start + self.batch_size)) for start in starts])
+
+    def _part(self, mask: Mask, rows: slice) -> Tensor:
+        volumes = self.scene.heldout[rows]
+        shared = mask.expand(len(volumes))
+        with autocast(volumes.device):
+            output = self.model(volumes, shared)
+        if isinstance(self.model, Jepa):
+            predicted = output.predicted.float()
+            for row, guess in enumerate((predicted, self.mean[mask.hidden[0]])):
+                self.latent[row, rows] += (guess - output.target).square().mean((1, 2))
+            weights, bias = self.readout
+            return predicted @ weights + bias
+        if self.normalised:
+            return denormalise(output, gather(patchify(volumes, self.scene.patch), shared.hidden))
+        return output.float()
+
+
+def _interpolated(residual: Tensor, mask: Mask, scene: _Scene) -> Tensor:
+    """Residuals (M, N, P³) of visible tokens, averaged in each and spread over all, as tokens."""
+    seen = mask.visible[0]
+    means = residual[:, seen].mean(-1).T.cpu().numpy()
+    spread = interpolate_residual(seen.cpu().numpy(), means, scene.grid, scene.patch)
+    volumes = torch.from_numpy(spread).permute(3, 0, 1, 2).unsqueeze(1)
+    return patchify(volumes.to(residual.device), scene.patch)
+
+
 @torch.inference_mode()
 def evaluate_reconstruction(
     model: MaskedAutoencoder | Jepa,
@@ -154,104 +235,65 @@ def evaluate_reconstruction(
         predicted while hidden. For JEPA, errors hold ``latent`` and
         ``latent_position_mean``: squared errors of predicted latents and of the mean latent at each position.
     """
-    model = model.to(device).eval()
-    patch = config.objective.encoder.patch_size
-    train = zscore(torch.from_numpy(data.train).unsqueeze(1).to(device))
-    heldout = zscore(torch.from_numpy(data.heldout).unsqueeze(1).to(device))
-    brain = torch.from_numpy(data.heldout > 0).unsqueeze(1).to(device)
-    grid = patch_grid(heldout.shape, patch)
-    n_tokens = grid[0] * grid[1] * grid[2]
-    kept = torch.arange(n_tokens, device=device).unsqueeze(0)
-    if config.mask.budget < 1:  # air dropped in training is dropped here
-        kept = foreground_tokens(brain.float(), patch, config.mask.budget, shared=True)
-    masks = partition_masks(kept.shape[1], config.mask.ratio, generator=stream("cpu", config.seed, "partition"))
-    masks = [Mask(*(index.to(device) for index in mask.among(kept.cpu()))) for mask in masks]
-    position_mean = train.mean(0, keepdim=True)
-
-    with autocast(device):
-        readout = fit_readout(model, train, kept, batch_size) if isinstance(model, Jepa) else None
-        latent_mean = _latent_mean(model, train, kept, n_tokens, batch_size) if isinstance(model, Jepa) else None
-
-    squared = torch.zeros(3, len(heldout), device=device)  # model, position mean, mean + interpolated residual
-    weight = torch.zeros(len(heldout), device=device)
-    latent = torch.zeros(2, len(heldout), device=device)
-    pure = torch.zeros_like(heldout)
-    first: Tensor | None = None
-    brain_tokens = patchify(brain.float(), patch)
-    target_tokens = patchify(heldout, patch)
-    mean_tokens = patchify(position_mean, patch).expand(len(heldout), -1, -1)
-    residual_tokens = target_tokens - mean_tokens
-    for mask in masks:
-        shared = mask.expand(len(heldout))
-        parts = []
-        for start in range(0, len(heldout), batch_size):
-            rows = slice(start, start + batch_size)
-            piece = Mask(shared.visible[rows], shared.hidden[rows])
-            with autocast(device):
-                output = model(heldout[rows], piece)
-            if isinstance(model, Jepa):
-                assert readout is not None and latent_mean is not None
-                predicted = output.predicted.float()
-                expected = latent_mean[mask.hidden[0]]
-                latent[0, rows] += (predicted - output.target).square().mean((1, 2))
-                latent[1, rows] += (expected - output.target).square().mean((1, 2))
-                parts.append(predicted @ readout[0] + readout[1])
-            elif config.objective.mae is not None and config.objective.mae.normalise_patches:
-                parts.append(denormalise(output, gather(target_tokens[rows], piece.hidden)))
-            else:
-                parts.append(output.float())
-        predicted = torch.cat(parts)
-        seen = mask.visible[0]
-        spread = interpolate_residual(
-            seen.cpu().numpy(), residual_tokens[:, seen].mean(-1).T.cpu().numpy(), grid, patch
-        )
-        interpolated = mean_tokens + patchify(
-            torch.from_numpy(spread).permute(3, 0, 1, 2).unsqueeze(1).to(device), patch
-        )
-        counted = gather(brain_tokens, shared.hidden)
-        truth = gather(target_tokens, shared.hidden)
-        for row, guess in enumerate(
-            (predicted, gather(mean_tokens, shared.hidden), gather(interpolated, shared.hidden))
-        ):
+    scene = _Scene.of(config, data, device)
+    predict = _Predictor(model.to(device).eval(), config, scene, batch_size)
+    target = patchify(scene.heldout, scene.patch)
+    mean = patchify(scene.train.mean(0, keepdim=True), scene.patch).expand(len(target), -1, -1)
+    brain = patchify(scene.brain.float(), scene.patch)
+    squared = torch.zeros(3, len(target), device=device)  # model, position mean, mean + interpolated residual
+    weight = torch.zeros(len(target), device=device)
+    pure, first = torch.zeros_like(scene.heldout), scene.heldout
+    for number, mask in enumerate(scene.masks):
+        shared = mask.expand(len(target))
+        predicted = predict(mask)
+        interpolated = mean + _interpolated(target - mean, mask, scene)
+        counted, truth = gather(brain, shared.hidden), gather(target, shared.hidden)
+        guesses = (predicted, gather(mean, shared.hidden), gather(interpolated, shared.hidden))
+        for row, guess in enumerate(guesses):
             squared[row] += ((guess - truth).square() * counted).sum((1, 2))
         weight += counted.sum((1, 2))
-        pure += unpatchify(scatter(torch.zeros_like(target_tokens), shared.hidden, predicted), grid, patch)
-        if first is None:
-            first = mosaic(heldout, predicted, shared, patch)
-    assert first is not None
-    pure /= len(masks) - 1
+        pure += scene.volumes(scatter(torch.zeros_like(target), shared.hidden, predicted))
+        if number == 0:
+            first = mosaic(scene.heldout, predicted, shared, scene.patch)
+    pure /= len(scene.masks) - 1
     squared /= weight.clamp_min(1)
-    errors = (
-        data.scans[["scan_uid", "subject_id", "contrast"]]
-        .reset_index(drop=True)
-        .assign(
-            model=squared[0].cpu().numpy(),
-            position_mean=squared[1].cpu().numpy(),
-            interpolation=squared[2].cpu().numpy(),
-        )
-    )
+    columns = dict(zip(("model", "position_mean", "interpolation"), squared))
     if isinstance(model, Jepa):
-        passes = len(masks)
-        errors = errors.assign(
-            latent=(latent[0] / passes).cpu().numpy(), latent_position_mean=(latent[1] / passes).cpu().numpy()
-        )
-    guessed = unpatchify(mean_tokens, grid, patch)
-    places = error_places(heldout.cpu(), pure.cpu(), guessed.cpu(), brain.cpu(), kept.cpu(), patch)
-    target, prediction, filled = (_inside(v, kept, patch).cpu() for v in (heldout, pure, first))
+        columns |= dict(zip(("latent", "latent_position_mean"), predict.latent / len(scene.masks)))
+    scans = data.scans[["scan_uid", "subject_id", "contrast"]].reset_index(drop=True)
+    errors = scans.assign(**{name: values.cpu().numpy() for name, values in columns.items()})
+    return {"errors": errors, **_looked_at(scene, pure, first, mean, config.geometry.spacing, examples)}
+
+
+def _looked_at(
+    scene: _Scene, pure: Tensor, first: Tensor, mean: Tensor, spacing: float, examples: int
+) -> dict[str, Any]:
+    """Spectra, places and pictures of `evaluate_reconstruction`.
+
+    Args:
+        scene: Volumes and masks.
+        pure, first: (M, 1, D, H, W) every voxel predicted while hidden, and the mosaic of the first pass.
+        mean: (M, N, P³) mean of the training volumes at each position.
+        spacing: Edge of a voxel, mm.
+        examples: How many volumes are pictured.
+    """
+    patch, kept = scene.patch, scene.kept
+    guessed = scene.volumes(mean)
+    places = error_places(scene.heldout.cpu(), pure.cpu(), guessed.cpu(), scene.brain.cpu(), kept.cpu(), patch)
+    target, prediction, filled = (_inside(volumes, kept, patch).cpu() for volumes in (scene.heldout, pure, first))
     each = {"target": target, "prediction": prediction, "mosaic": filled}
-    shown = slice(0, examples)
-    unseen = masks[0].hidden.expand(len(target_tokens[shown]), -1)
-    blank = torch.full_like(gather(target_tokens[shown], unseen), float("nan"))
-    visible = unpatchify(scatter(target_tokens[shown], unseen, blank), grid, patch)
-    pictures = torch.cat([heldout[shown], visible, first[shown], first[shown] - heldout[shown]], dim=1)
+    heldout, first = scene.heldout[:examples], first[:examples]
+    tokens = patchify(heldout, patch)
+    unseen = scene.masks[0].hidden.expand(len(tokens), -1)
+    blank = torch.full_like(gather(tokens, unseen), float("nan"))
+    visible = scene.volumes(scatter(tokens, unseen, blank))
     return {
-        "errors": errors,
-        "spectra": spectra_table(target, prediction, filled, config.geometry.spacing),
+        "spectra": spectra_table(target, prediction, filled, spacing),
         "places": places,
         "seams": pd.DataFrame({name: patch_grid_excess(volumes, patch) for name, volumes in each.items()}),
         "slices": np.stack([slice_log_power(volumes) for volumes in each.values()]),
-        "examples": pictures.cpu().numpy().astype(np.float16),
-        "predictions": prediction[shown, 0].numpy().astype(np.float16),
+        "examples": torch.cat([heldout, visible, first, first - heldout], dim=1).cpu().numpy().astype(np.float16),
+        "predictions": prediction[:examples, 0].numpy().astype(np.float16),
     }
 
 
