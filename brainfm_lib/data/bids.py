@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -55,38 +55,29 @@ def bids_scans(root: Path, cohort: str, suffixes: Mapping[str, str]) -> Scans:
         raise InputError(f"The folder {root} of cohort {cohort} does not exist: mend the root or the variable in it.")
     contrasts = {**CONTRASTS, **suffixes}
     rows, misplaced, others = [], [], []
-    visits_of: dict[str, pd.DataFrame] = {}
     sidecars = _Sidecars(root)
-    for subject in _folders(root, "sub-"):
-        table = subject / f"{subject.name}_sessions.tsv"
-        if table.is_file():
-            visits_of[subject.name] = _keyed(table, "session_id", "ses-").assign(subject_id=subject.name)
-        for place in [subject, *_folders(subject, "ses-")]:
-            session = place.name if place is not subject else ""
-            for file in _files(place / "anat"):
-                match = NAME.fullmatch(file.name)
-                if match is None or match["suffix"] not in contrasts:
-                    others += [file.name] if file.name.endswith(SUFFIXES) else []
-                    continue
-                said = _misplaced(match["entities"], subject.name, session)
-                if said:
-                    uid = f"{cohort}/{stem(file.relative_to(root).as_posix())}"
-                    misplaced.append((uid, "identifier", f"{file}: {said}"))
-                    continue
-                contrast = contrasts[match["suffix"]]
-                about = sidecars.of(file, match["suffix"])
-                agent = contrast == "T1w" and ("_ce-" in match["entities"] or "ContrastBolusIngredient" in about)
-                rows.append(
-                    {
-                        "subject_id": subject.name,
-                        "scan_uid": f"{cohort}/{match['entities']}_{match['suffix']}",
-                        "session": session,
-                        "contrast": "T1c" if agent else contrast,
-                        "path": str(file),
-                        "scanner": " ".join(str(about[key]) for key in SCANNER if about.get(key)),
-                        "field_strength": str(about.get("MagneticFieldStrength", "")),
-                    }
-                )
+    for subject, session, file in _images(root):
+        match = NAME.fullmatch(file.name)
+        if match is None or match["suffix"] not in contrasts:
+            others.append(file.name)
+        elif said := _misplaced(match["entities"], subject, session):
+            uid = f"{cohort}/{stem(file.relative_to(root).as_posix())}"
+            misplaced.append((uid, "identifier", f"{file}: {said}"))
+        else:
+            about = sidecars.of(file, match["suffix"])
+            contrast = contrasts[match["suffix"]]
+            agent = contrast == "T1w" and ("_ce-" in match["entities"] or "ContrastBolusIngredient" in about)
+            rows.append(
+                {
+                    "subject_id": subject,
+                    "scan_uid": f"{cohort}/{match['entities']}_{match['suffix']}",
+                    "session": session,
+                    "contrast": "T1c" if agent else contrast,
+                    "path": str(file),
+                    "scanner": " ".join(str(about[key]) for key in SCANNER if about.get(key)),
+                    "field_strength": str(about.get("MagneticFieldStrength", "")),
+                }
+            )
     if not rows and misplaced:
         raise InputError(misplaced[0][2])
     if not rows:
@@ -108,17 +99,39 @@ def bids_scans(root: Path, cohort: str, suffixes: Mapping[str, str]) -> Scans:
             f"_SUFFIX of {', '.join(contrasts)}: rename those that are wanted, or say under 'suffixes' what theirs "
             "stands for."
         )
+    scans, unmatched = _with_tables(root, found, scans)
+    return Scans(tidy(scans), refused, (*notes, *unmatched))
+
+
+def _images(root: Path) -> Iterator[tuple[str, str, Path]]:
+    """Subject, session ("" where there are none) and file of every image in a folder ``anat``."""
+    for subject in _folders(root, "sub-"):
+        for place in [subject, *_folders(subject, "ses-")]:
+            for file in _files(place / "anat"):
+                if file.name.endswith(SUFFIXES):
+                    yield subject.name, place.name if place is not subject else "", file
+
+
+def _with_tables(root: Path, found: pd.DataFrame, scans: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
+    """`scans` joined with participants.tsv and each subject's sessions.tsv, and what of `found` does not match them."""
+    notes: list[str] = []
     participants = root / "participants.tsv"
     if participants.is_file():
         people = _keyed(participants, "participant_id", "sub-").rename(columns={"participant_id": "subject_id"})
         notes += _unmatched(found, people, ["subject_id"], "participants.tsv")
         scans = _join(scans, people, ["subject_id"])
+    tables = {subject.name: subject / f"{subject.name}_sessions.tsv" for subject in _folders(root, "sub-")}
+    visits_of = {
+        subject: _keyed(table, "session_id", "ses-").assign(subject_id=subject)
+        for subject, table in tables.items()
+        if table.is_file()
+    }
     if visits_of:
         visits = pd.concat(visits_of.values(), ignore_index=True).rename(columns={"session_id": "session"})
         asked = found[found["subject_id"].isin(list(visits_of))]
         notes += _unmatched(asked, visits, ["subject_id", "session"], "the subjects' sessions.tsv")
         scans = _join(scans, visits.fillna(""), ["subject_id", "session"])
-    return Scans(tidy(scans), refused, tuple(notes))
+    return scans, notes
 
 
 def _misplaced(entities: str, subject: str, session: str) -> str:
