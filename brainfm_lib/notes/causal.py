@@ -32,7 +32,8 @@ def causal_note(study: Study, test: Run | None) -> Words:
     for _, r in slopes[~slopes["primary"]].iterrows():
         ends = f"{r['estimate']:+.2f} [{r['low']:+.2f}, {r['high']:+.2f}]"
         within = r["low"] <= 0 <= r["high"]
-        flat = "which cannot be told from 0" if within else "which is not 0: something else is at work"
+        told = f"which is told from 0, unadjusted (p {r['p']:.3f}): if it is not chance, something else is at work"
+        flat = "which cannot be told from 0" if within else told
         parts.append(f"- Crossed control, {title(r['arm'])} along `{r['dial']}`: {ends}, {flat}.")
     for _, r in test.table("twins").iterrows():
         said = "equals it to the last bit" if r["equal"] else "**differs from it: this comparison is not clean**"
@@ -56,8 +57,8 @@ def _looks_before(study: Study, test: Run) -> str:
     if not said:
         return ""
     return (
-        f" The same test was looked at with fewer seeds, from the first on: {'; '.join(said)}. Whoever looks more than "
-        "once finds a difference somewhat more often than the p of the last look says."
+        f" The same test was also made with fewer seeds: {'; '.join(said)}. Whoever looks more than once finds a "
+        "difference somewhat more often than the p of the last look says."
     )
 
 

@@ -90,13 +90,13 @@ def test_the_page_says_that_it_was_looked_at_before(made) -> None:
     """With four seeds after three: both are named, and what the first look had said."""
     study, _ = made
     first = causal.latest(study)
-    assert "looked at" not in notes.causal_note(study, first).data
+    assert "fewer seeds" not in notes.causal_note(study, first).data
     for request in causal.requests(causal.PAIRED):
         study.variant(request, "paired=3").run(request)
     run = study.run("causal:4")
     try:
         assert causal.latest(study).id == run.id and len(causal.finished(study)) == 2
-        said = notes.causal_note(study, run).data.split("looked at with fewer seeds")[1]
+        said = notes.causal_note(study, run).data.split("also made with fewer seeds")[1]
         row = first.table("slopes").query("primary and arm == 'sl-mae'").iloc[0]
         assert f"with 3 seeds, SL-MAE along `frequency` {row['estimate']:+.2f}" in said and row["verdict"] in said
         assert "with 4 seeds" not in said
