@@ -199,7 +199,7 @@ def test_a_profile_may_be_ones_own_parameter_file(project: Path) -> None:
     (project / "notebooks" / "params" / "mylab.yaml").write_text("profile: tiny\ndepth: 3\n")
     sweep = load_sweep(file, profile="mylab")
     assert sweep.name == "try-mylab" and sweep.cells[0].parameters["depth"] == 3
-    with pytest.raises(InputError, match=r"name one of mylab, tiny .* or write a file there .* whole path"):
+    with pytest.raises(InputError, match=r"name one of mylab, tiny .* or write a file there .* path of a YAML profile"):
         load_sweep(file, profile="profiles/own.yaml")
 
 
