@@ -44,6 +44,8 @@ def test_ends_of_a_dial_are_told_in_their_direction() -> None:
     said = notes.ordering_note(down).data
     assert "goes from 40 to 5 where" in said and "overlap" not in said and not dials.told_apart(down)
     assert "overlap" in notes.ordering_note(dial((1, 4, 1, 9), (4, 5, 3, 8))).data
+    wide = notes.ordering_note(dial((1, 1.25, 1, 9), (4, 128.0, 20, 128))).data
+    assert "goes from 1.2 to 128 where" in wide
     unknown = notes.ordering_note(dial((1, 4, 1, 9), (2, 5, 4, 6), (4, np.nan, 1, 128))).data
     assert "is not told at both ends" in unknown and "nan" not in unknown.split("alone: ")[1]
 

@@ -133,6 +133,11 @@ def ordering_note(measured: pd.DataFrame) -> Words:
     return Words(f"Spearman's correlation of {'; of '.join(said)}. That is about order alone: {'; '.join(ends)}.")
 
 
+def _short(value: float) -> str:
+    """Two digits, and no power of ten."""
+    return f"{value:.2g}" if abs(value) < 99.5 else f"{value:,.0f}"
+
+
 def _ends(rows: pd.DataFrame) -> str:
     """What is measured at the first and the last setting of a dial, and whether their intervals lie apart."""
     rows = rows.sort_values("value")
@@ -142,6 +147,6 @@ def _ends(rows: pd.DataFrame) -> str:
         return f"is not told at both ends, {turned}"
     moved = "does not change" if first["estimate"] == last["estimate"] else "goes"
     if moved == "goes":
-        moved = f"goes from {first['estimate']:.2g} to {last['estimate']:.2g}"
+        moved = f"goes from {_short(first['estimate'])} to {_short(last['estimate'])}"
     apart = first["high"] < last["low"] or last["high"] < first["low"]
     return f"{moved} {turned}{'' if apart else ', and the intervals at its two ends overlap'}"
