@@ -14,6 +14,7 @@ def ended_by_sigterm() -> Iterator[None]:
     """End work in the main thread with a sentence when SIGTERM comes, at any time but where `Sigterm` waits for one."""
 
     def end(number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once is enough: what is put in order is not cut short
         raise Terminated("terminated; the same command goes on from there")
 
     if threading.current_thread() is not threading.main_thread():

@@ -117,7 +117,8 @@ def imported(file: Path, modules: dict[str, Path]) -> set[Path]:
     """Files of the package that a file imports anywhere in it, for types alone too."""
     found = set()
     for node in ast.walk(ast.parse(file.read_text())):
-        if isinstance(node, ast.ImportFrom) and node.module:
+        if isinstance(node, ast.ImportFrom):
+            assert node.module and not node.level, f"{file} has an import that starts from where it stands"
             names = [f"{node.module}.{alias.name}" for alias in node.names]
             found |= {modules.get(name, modules.get(node.module)) for name in names}
         elif isinstance(node, ast.Import):
@@ -154,8 +155,9 @@ def test_files_import_from_the_same_row_of_the_readme_or_from_rows_above_it(grap
             other = queue.pop()
             there = place[other]
             assert there is None or there <= here, f"{file.relative_to(library)} reaches {other.relative_to(library)}"
-            queue += graph[other] - seen if there is None else ()
-            seen |= graph[other]
+            if there is None:
+                queue += graph[other] - seen
+                seen |= graph[other]
 
 
 @pytest.mark.parametrize("file", sorted((ROOT / "brainfm_lib").rglob("*.py")), ids=lambda p: str(p.relative_to(ROOT)))

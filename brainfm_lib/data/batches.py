@@ -38,7 +38,7 @@ class Batches:
 
     Args:
         volumes: (N, D, H, W) float16 or uint8 in their stored type: an array, or a `store.VolumeSet`; one that is made
-            of a `phantom.bank.PhantomBank` stays where it is.
+            of a `bank.PhantomBank` stays where it is.
         device: Where batches are wanted.
     """
 

@@ -54,7 +54,7 @@ def judge(study: Study, protocol: str, tasks: Sequence[str] | None = None, table
         try:
             yield from _judged(study, protocol, task, found)
         except InputError as error:
-            if tasks:  # asked for by name
+            if tasks or protocol == "curve":  # asked for by name, or a training that failed
                 raise
             yield f"{task:<16} left out: {error}"
     if table is not None:
@@ -77,6 +77,8 @@ def _judged(study: Study, protocol: str, task: str, found: list[pd.DataFrame]) -
             try:
                 run = study.run(request)
             except NothingKept as error:
+                if protocol != "curve":
+                    raise
                 yield f"{task:<16} {arm:<14} left out: {error}"
                 continue
             if protocol == "curve":

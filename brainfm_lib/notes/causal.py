@@ -30,7 +30,7 @@ def causal_note(study: Study, test: Run | None) -> Words:
         return Words(f"**Not run yet**: {command} makes what is missing, and this page reads it.")
     slopes, parts = causal.table(test, "slopes"), primary_verdicts(test)
     for _, r in slopes[~slopes["primary"]].iterrows():
-        ends = f"{r['estimate']:+.2f} [{r['low']:+.2f}, {r['high']:+.2f}]"
+        ends = f"{r['estimate']:+.3f} [{r['low']:+.3f}, {r['high']:+.3f}]"
         within = r["low"] <= 0 <= r["high"]
         told = f"which is told from 0, unadjusted (p {r['p']:.3f}): if it is not chance, something else is at work"
         flat = "which cannot be told from 0" if within else told
@@ -44,22 +44,32 @@ def causal_note(study: Study, test: Run | None) -> Words:
 
 def _looks_before(study: Study, test: Run) -> str:
     """What tests with fewer seeds had said; empty where there are none."""
-    said = []
+    said, seeds = [], causal.table(test, "slopes")["seeds"].iloc[0]
     for run in causal.finished(study):
         slopes = causal.table(run, "slopes")
-        if run.id != test.id:
-            each = (
-                f"{title(r['arm'])} along `{r['dial']}` {r['estimate']:+.2f} [{r['low']:+.2f}, {r['high']:+.2f}], "
-                f"{r['verdict']}"
-                for _, r in slopes[slopes["primary"]].iterrows()
-            )
-            said.append(f"with {slopes['seeds'].iloc[0]} seeds, {' and '.join(each)}")
+        if slopes["seeds"].iloc[0] >= seeds:
+            continue
+        each = (
+            f"{title(r['arm'])} along `{r['dial']}` {r['estimate']:+.2f} [{r['low']:+.2f}, {r['high']:+.2f}], "
+            f"{r['verdict']}"
+            for _, r in slopes[slopes["primary"]].iterrows()
+        )
+        whose = (
+            "of the first of these seeds" if _same_encoders(run, test) else "of encoders that other code had trained"
+        )
+        made = f"{slopes['seeds'].iloc[0]} seeds ({run.provenance['finished'][:10]}, {whose})"
+        said.append(f"with {made}, {' and '.join(each)}")
     if not said:
         return ""
     return (
         f" The same test was also made with fewer seeds: {'; '.join(said)}. Whoever looks more than once finds a "
         "difference somewhat more often than the p of the last look says."
     )
+
+
+def _same_encoders(fewer: Run, more: Run) -> bool:
+    """Whether all that a test of fewer seeds was made from is among what the other was made from."""
+    return fewer.provenance["inputs"].items() <= more.provenance["inputs"].items()
 
 
 def _tested(study: Study) -> str:
@@ -95,7 +105,7 @@ def levels_said(test: Run) -> Iterator[str]:
 
 def primary_verdicts(test: Run) -> list[str]:
     """A line for each primary hypothesis of a causal test: its verdict, with the slope and its interval."""
-    slopes, parts = causal.table(test, "slopes"), []
+    slopes, measured, parts = causal.table(test, "slopes"), causal.table(test, "measured"), []
     for _, r in slopes[slopes["primary"]].iterrows():
         gain = f"the gain of {title(r['arm'])} over {title(r['baseline'])} along `{r['dial']}`"
         ends = f"{r['estimate']:+.2f} [{r['low']:+.2f}, {r['high']:+.2f}]"
@@ -103,6 +113,9 @@ def primary_verdicts(test: Run) -> list[str]:
             said = f"**open**: {gain} changes by {ends} over the dial, {causal.why_open(r)}"
         else:
             said = f"**{r['verdict']}**: {gain} changes by {ends} over the dial (adjusted p {r['p_holm']:.3f})"
+        rows = measured[measured["dial"] == r["dial"]] if len(measured) else measured
+        if len(rows) and not dials.told_apart(rows):
+            said += "; what is measured on its images does not tell the two ends of this dial apart"
         parts.append(f"- {said}.")
     return parts
 

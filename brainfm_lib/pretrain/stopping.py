@@ -59,9 +59,11 @@ class Sigterm:
             self._before = signal.signal(signal.SIGTERM, self._ask)
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if self._before is not None:
             signal.signal(signal.SIGTERM, self._before)
+            if kind is None and Sigterm.came and callable(self._before):  # it came in the very last step
+                signal.raise_signal(signal.SIGTERM)
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
         Sigterm.came = True

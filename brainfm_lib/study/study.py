@@ -74,11 +74,11 @@ class Study(TaskKinds):
         settings = load_profile(profile, self.overrides)
         opened = load_manifest(manifest)
         made_of = Opening(
-            profile=profile,
+            profile=str(profile),
             manifest=str(opened.path),
             seed=int(seed),
             objective=objective,
-            overrides=self.overrides,
+            overrides=dict(self.overrides),
             cpu=cpu,
             compile=compile,
             recompute=recompute,

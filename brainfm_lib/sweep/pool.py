@@ -55,12 +55,16 @@ class _Worker:
             hint = " (out of memory, most likely: fewer workers)" if code == -signal.SIGKILL else ""
             return Outcome(cell.id, f"The worker {how}{hint}.", seconds)
 
-    def stop(self) -> None:
-        """End it: politely, then not."""
+    def end(self) -> None:
+        """Tell it to end."""
         with suppress(OSError):
             self.pipe.send(None)
         if self.cell is not None:
             self.process.terminate()
+
+    def stop(self) -> None:
+        """End it: politely, then not."""
+        self.end()
         self.process.join(PATIENCE)
         if self.process.is_alive():
             self.process.kill()
@@ -91,6 +95,8 @@ def run_cells(sweep: Sweep, cells: list[Cell], root: Path, workers: int) -> Iter
                     worker.give(waiting.pop())
                 yield outcome
     finally:
+        for worker in crew:  # all at once
+            worker.end()
         for worker in crew:
             worker.stop()
         for name, value in before.items():
@@ -113,6 +119,7 @@ def _serve(pipe: Connection, sweep: Sweep, root: Path, parent: int) -> None:
 
 
 def _leave(*_: object) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a scheduler tells every process, and the parent tells it again
     raise SystemExit(143)  # on the way the kernel is shut down
 
 

@@ -102,7 +102,7 @@ def test_tables_of_costs_are_the_scripts_output_or_said_to_be_missing(tmp_path: 
 def test_the_start_page_says_what_the_causal_test_said(tmp_path: Path) -> None:
     shipped = Path(__file__).parents[2] / "book" / "reference" / "runs"
     tests = {int(run.table("slopes")["seeds"].iloc[0]): run for run in map(Run, shipped.glob("causal-*"))}
-    assert len(tests) == 2
+    assert len(tests) >= 2
     test = tests[max(tests)]
     (tmp_path / "book").mkdir()
     shutil.copytree(shipped, tmp_path / "book" / "reference" / "runs")

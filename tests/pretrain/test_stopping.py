@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from brainfm_lib.pretrain.stopping import TERMINATED, Sigterm, Terminated, all_stop
+from brainfm_lib.termination import ended_by_sigterm
 
 
 @pytest.fixture(autouse=True)
@@ -28,6 +29,25 @@ def test_sigterm_is_asked_for_and_remembered_until_it_ended_something():
     with pytest.raises(SystemExit) as stop:
         raise Terminated("terminated at step 3")
     assert stop.value.code == TERMINATED == 143 and "step 3" in str(stop.value) and not Sigterm.came
+
+
+def test_sigterm_in_the_last_step_of_a_training_ends_the_work_around_it():
+    with pytest.raises(Terminated, match="goes on from there"), ended_by_sigterm():
+        with Sigterm():
+            os.kill(os.getpid(), signal.SIGTERM)
+        pytest.fail("the work around it went on")
+    assert not Sigterm.came
+
+
+def test_a_second_sigterm_does_not_cut_short_what_the_first_puts_in_order():
+    ended, before = [], signal.getsignal(signal.SIGTERM)
+    with pytest.raises(Terminated), ended_by_sigterm():
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+        finally:
+            os.kill(os.getpid(), signal.SIGTERM)
+            ended.append("worker")
+    assert ended == ["worker"] and signal.getsignal(signal.SIGTERM) == before
 
 
 def test_in_another_thread_nothing_changes():

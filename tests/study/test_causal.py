@@ -86,7 +86,7 @@ def test_the_page_says_what_came_out(made) -> None:
     assert set(ordering(measured)) <= {"frequency", "dimension"} and "Spearman" in notes.ordering_note(measured).data
 
 
-def test_the_page_says_that_it_was_looked_at_before(made) -> None:
+def test_the_page_says_that_it_was_looked_at_before(made, monkeypatch: pytest.MonkeyPatch) -> None:
     """With four seeds after three: both are named, and what the first look had said."""
     study, _ = made
     first = causal.latest(study)
@@ -98,8 +98,12 @@ def test_the_page_says_that_it_was_looked_at_before(made) -> None:
         assert causal.latest(study).id == run.id and len(causal.finished(study)) == 2
         said = notes.causal_note(study, run).data.split("also made with fewer seeds")[1]
         row = first.table("slopes").query("primary and arm == 'sl-mae'").iloc[0]
-        assert f"with 3 seeds, SL-MAE along `frequency` {row['estimate']:+.2f}" in said and row["verdict"] in said
-        assert "with 4 seeds" not in said
+        assert f"of the first of these seeds), SL-MAE along `frequency` {row['estimate']:+.2f}" in said
+        assert row["verdict"] in said
+        assert "with 3 seeds (20" in said and "with 4 seeds" not in said
+        assert "fewer seeds" not in notes.causal_note(study, first).data
+        monkeypatch.setattr("brainfm_lib.notes.causal._same_encoders", lambda *_: False)
+        assert "of encoders that other code had trained), SL-MAE" in notes.causal_note(study, run).data
     finally:
         shutil.rmtree(run.path)  # other tests read the first
 
