@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import shutil
 import signal
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -25,11 +27,11 @@ PATIENCE = 20.0  # seconds that a worker gets to end after it was told
 class _Worker:
     """A process that makes one cell after the other."""
 
-    def __init__(self, sweep: Sweep, root: Path) -> None:
+    def __init__(self, sweep: Sweep, root: Path, scratch: Path) -> None:
         context = multiprocessing.get_context("spawn")
         self.pipe, theirs = context.Pipe()
         self.process: BaseProcess = context.Process(
-            target=_serve, args=(theirs, sweep, root, os.getpid()), daemon=False
+            target=_serve, args=(theirs, sweep, root, scratch, os.getpid()), daemon=False
         )
         self.process.start()
         theirs.close()
@@ -80,9 +82,11 @@ def run_cells(sweep: Sweep, cells: list[Cell], root: Path, workers: int) -> Iter
         os.environ.update(dict.fromkeys(THREADS, "1"))  # kernels inherit it
     waiting = list(reversed(cells))
     crew: list[_Worker] = []
+    # workers and kernels leave nothing outside of it, however they end
+    scratch = Path(tempfile.mkdtemp(prefix="brainfm-"))
     try:
         for _ in range(size):
-            crew.append(_Worker(sweep, root))
+            crew.append(_Worker(sweep, root, scratch))
             crew[-1].give(waiting.pop())
         while busy := {worker.pipe: worker for worker in crew if worker.cell is not None}:
             for pipe in wait(list(busy)):
@@ -90,7 +94,7 @@ def run_cells(sweep: Sweep, cells: list[Cell], root: Path, workers: int) -> Iter
                 outcome = worker.outcome()
                 if worker.process.exitcode is not None and waiting:  # it died: another takes its place
                     worker.stop()
-                    crew[crew.index(worker)] = worker = _Worker(sweep, root)
+                    crew[crew.index(worker)] = worker = _Worker(sweep, root, scratch)
                 if waiting:
                     worker.give(waiting.pop())
                 yield outcome
@@ -99,14 +103,25 @@ def run_cells(sweep: Sweep, cells: list[Cell], root: Path, workers: int) -> Iter
             worker.end()
         for worker in crew:
             worker.stop()
+        _remove(scratch)
         for name, value in before.items():
             os.environ.pop(name, None) if value is None else os.environ.__setitem__(name, value)
 
 
-def _serve(pipe: Connection, sweep: Sweep, root: Path, parent: int) -> None:
+def _remove(folder: Path) -> None:
+    """Remove a folder; a kernel whose worker had to be killed may write into it for a moment still."""
+    for _ in range(30):
+        shutil.rmtree(folder, ignore_errors=True)
+        if not folder.exists():
+            return
+        time.sleep(0.1)
+
+
+def _serve(pipe: Connection, sweep: Sweep, root: Path, scratch: Path, parent: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's; it ends this process
     signal.signal(signal.SIGTERM, _leave)
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    tempfile.tempdir = str(scratch)
     sys.stdout = sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115 - for as long as the process lives
     while True:
         try:
