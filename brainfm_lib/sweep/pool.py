@@ -82,7 +82,7 @@ def run_cells(sweep: Sweep, cells: list[Cell], root: Path, workers: int) -> Iter
         os.environ.update(dict.fromkeys(THREADS, "1"))  # kernels inherit it
     waiting = list(reversed(cells))
     crew: list[_Worker] = []
-    # workers and kernels leave nothing outside of it, however they end
+    # temporary files of workers, working folders of kernels among them: gone however a worker ends
     scratch = Path(tempfile.mkdtemp(prefix="brainfm-"))
     try:
         for _ in range(size):
